@@ -1,0 +1,215 @@
+"""Streams between peers of one process, for tests: delays, cuts, partitions and crashes on whatever clock the loop has.
+
+Everything random comes from the ``random.Random`` given, so a seed on a virtual clock replays exactly.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Sequence
+
+from peers.errors import ProtocolViolation, StreamClosed, Unreachable
+from peers.transport import Frame, StreamHandler
+
+# Like a socket's buffer: a sender waits when this much is on its way.
+WINDOW_BYTES = 1 << 20
+
+
+class MemoryStream:
+    """One end of a stream; frames arrive in order after the network's delay."""
+
+    def __init__(self, network: "MemoryNetwork", own: str, peer: str) -> None:
+        self._network, self._own, self._peer = network, own, peer
+        self._other: MemoryStream = self
+        self._frames: deque[bytes] = deque()
+        self._changed = asyncio.Event()
+        self._in_flight_bytes = 0
+        self._arrives_at = 0.0
+        self._closed = False
+        self._ended: str | None = None
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def send(self, *parts: Frame) -> None:
+        frame = b"".join(parts)
+        while self._in_flight_bytes > WINDOW_BYTES and not self._gone:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._gone:
+            raise StreamClosed(self._peer, self._ended or "closed by us")
+        self._in_flight_bytes += len(frame)
+        self._later(self._network.delay_s(self._own, self._peer, len(frame)), lambda: self._deliver(frame))
+
+    async def receive(self, max_bytes: int) -> bytes:
+        while not self._frames:
+            if self._gone:
+                raise StreamClosed(self._peer, self._ended or "closed by us")
+            self._changed.clear()
+            await self._changed.wait()
+        if len(self._frames[0]) > max_bytes:
+            raise ProtocolViolation(self._peer, f"frame of {len(self._frames[0])} bytes, limit is {max_bytes}")
+        return self._frames.popleft()
+
+    def close(self) -> None:
+        self._end("closed by us", "the stream ended")
+
+    def cut(self) -> None:
+        """A broken connection: both ends see the end, and what was on its way is lost."""
+        self._frames.clear()
+        self._end("connection lost", "connection lost")
+
+    @property
+    def _gone(self) -> bool:
+        return self._closed or self._ended is not None
+
+    def _later(self, delay_s: float, call: "asyncio._CallbackType") -> None:  # type: ignore[name-defined]
+        loop = asyncio.get_running_loop()
+        # A microsecond apart: the loop's timers keep no order among equals.
+        self._arrives_at = max(self._arrives_at + 1e-6, loop.time() + delay_s)
+        loop.call_at(self._arrives_at, call)
+
+    def _deliver(self, frame: bytes) -> None:
+        if self._network.severed(self._own, self._peer):
+            # A partition loses nothing for good: TCP sends again until it heals or an end gives up.
+            self._network.loop.call_later(self._network.retry_s, lambda: self._deliver(frame))
+            return
+        self._in_flight_bytes -= len(frame)
+        self._changed.set()
+        if not self._other._gone:
+            self._other._frames.append(frame)
+            self._other._changed.set()
+
+    def _end(self, own_reason: str, other_reason: str) -> None:
+        if self._closed:
+            return
+        self._closed, self._ended = True, own_reason
+        self._changed.set()
+        self._network.forget(self)
+        other = self._other
+        if not other._gone:
+            self._later(self._network.delay_s(self._own, self._peer, 0), lambda: other._remote_end(other_reason))
+
+    def _remote_end(self, reason: str) -> None:
+        if self._network.severed(self._own, self._peer):
+            self._network.loop.call_later(self._network.retry_s, lambda: self._remote_end(reason))
+        elif not self._gone:
+            self._ended = reason
+            self._network.forget(self)
+            self._changed.set()
+
+
+class MemoryNetwork:
+    """The cables between all peers of a process, and their shared table for discovery."""
+
+    def __init__(self, rng: random.Random, least_delay_s: float = 0.001, most_delay_s: float = 0.01) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.retry_s = 0.2
+        self._rng, self._least_delay_s, self._most_delay_s = rng, least_delay_s, most_delay_s
+        self._transports: dict[str, MemoryTransport] = {}
+        self._streams: list[MemoryStream] = []
+        self._sides: dict[str, int] = {}
+        self._table: dict[str, dict[str, tuple[bytes, float]]] = {}
+        self._unix_time_zero = 1_800_000_000.0
+
+    def unix_time(self) -> float:
+        return self._unix_time_zero + self.loop.time()
+
+    def transport(self, peer: str) -> "MemoryTransport":
+        transport = self._transports[peer] = MemoryTransport(self, peer)
+        return transport
+
+    def discovery(self) -> "MemoryDiscovery":
+        return MemoryDiscovery(self)
+
+    def delay_s(self, sender: str, receiver: str, n_bytes: int) -> float:
+        return 0.0 if sender == receiver else self._rng.uniform(self._least_delay_s, self._most_delay_s)
+
+    def partition(self, *sides: Sequence[str]) -> None:
+        """Let frames and dials pass within a side only; peers on no side are together on one more."""
+        self._sides = {peer: index + 1 for index, side in enumerate(sides) for peer in side}
+
+    def heal(self) -> None:
+        self._sides = {}
+
+    def severed(self, one: str, other: str) -> bool:
+        return self._sides.get(one, 0) != self._sides.get(other, 0)
+
+    def cut(self, one: str, other: str) -> None:
+        """Break every connection between two peers, once."""
+        for stream in list(self._streams):
+            if {stream._own, stream._peer} == {one, other}:
+                stream.cut()
+
+    def crash(self, peer: str) -> None:
+        """The peer's process is gone: its streams end for everyone else, as a kernel does it."""
+        self._transports.pop(peer, None)
+        for stream in list(self._streams):
+            if stream._own == peer:
+                stream.cut()
+
+    def forget(self, stream: MemoryStream) -> None:
+        if stream in self._streams:
+            self._streams.remove(stream)
+
+    async def connect(self, own: str, peer: str, protocol: str) -> MemoryStream:
+        await asyncio.sleep(self.delay_s(own, peer, 0))
+        other = self._transports.get(peer)
+        handler = other.handlers.get(protocol) if other else None
+        if other is None or handler is None or self.severed(own, peer):
+            raise Unreachable(peer, "no such peer")
+        ours, theirs = MemoryStream(self, own, peer), MemoryStream(self, peer, own)
+        ours._other, theirs._other = theirs, ours
+        self._streams += [ours, theirs]
+        other.accept(handler, theirs)
+        return ours
+
+
+class MemoryTransport:
+    def __init__(self, network: MemoryNetwork, peer: str) -> None:
+        self.handlers: dict[str, StreamHandler] = {}
+        self._network, self._peer = network, peer
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    async def addresses(self) -> tuple[str, ...]:
+        return (f"/memory/{self._peer}",)
+
+    async def serve(self, protocol: str, handler: StreamHandler) -> None:
+        self.handlers[protocol] = handler
+
+    async def open(self, peer: str, addresses: Sequence[str], protocol: str) -> MemoryStream:
+        return await self._network.connect(self._peer, peer, protocol)
+
+    def accept(self, handler: StreamHandler, stream: MemoryStream) -> None:
+        async def serve() -> None:
+            try:
+                await handler(stream)
+            finally:
+                stream.close()
+
+        task = asyncio.get_running_loop().create_task(serve())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        self._network.crash(self._peer)
+        for task in list(self._tasks):
+            task.cancel()
+
+
+class MemoryDiscovery:
+    def __init__(self, network: MemoryNetwork) -> None:
+        self._network = network
+
+    async def store(self, key: str, subkey: str, value: bytes, expires_at: float) -> bool:
+        self._network._table.setdefault(key, {})[subkey] = (value, expires_at)
+        return True
+
+    async def get(self, key: str) -> dict[str, bytes]:
+        now = self._network.unix_time()
+        return {subkey: value for subkey, (value, end) in self._network._table.get(key, {}).items() if end > now}

@@ -1,0 +1,70 @@
+"""What peers of one run tell each other about themselves."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated
+
+from peers.wire import Codec, Digest, Length, RunId
+
+PROTOCOL_VERSION = 1
+"""Peers of different versions refuse each other at the first frame."""
+
+Addresses = Annotated[tuple[Annotated[str, Length(1, 256)], ...], Length(0, 16)]
+
+
+class Role(IntEnum):
+    JOINING = 0
+    """Has not the run's state yet: nobody waits for it and it decides nothing."""
+    MEMBER = 1
+    """Has the state of its lineage, takes part in rounds and may lead them."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a peer stands: ``progress`` grows only when its training thread moves."""
+
+    role: int
+    outer_step: int
+    lineage: Digest
+    progress: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first frame on a control stream."""
+
+    version: int
+    run_id: RunId
+    addresses: Addresses
+    status: Status
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    status: Status
+
+
+@dataclass(frozen=True)
+class Goodbye:
+    """A polite end: the sender is leaving and expects to be counted out at once."""
+
+    reason: Annotated[str, Length(0, 200)]
+
+
+@dataclass(frozen=True)
+class MemberRecord:
+    """Where a peer of a run can be dialled; sealed, kept in the DHT under the run's key.
+
+    ``expires_at`` is the writer's Unix time, hours ahead: two clocks may differ by an hour, and whether a peer lives is
+    judged on its streams alone. A higher ``sequence`` replaces a lower one.
+    """
+
+    run_id: RunId
+    addresses: Addresses
+    sequence: int
+    expires_at: float
+    left: bool
+
+
+CONTROL = Codec(Hello, Heartbeat, Goodbye)
+RECORD = Codec(MemberRecord)

@@ -1,0 +1,290 @@
+"""The mesh: a control stream each way between all peers of a run, kept up by driving ``peers.membership``.
+
+Control messages travel here and nothing else does, so that bulk data cannot delay them. Each peer writes only on the
+streams it opened and reads only from those opened to it: who sent a message is who holds the stream.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from peers import membership
+from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
+from peers.identity import Identity
+from peers.membership import HEARTBEAT_S, Changed, Dial, DialFailed, Dialled, Down, Drop, Ended, Heard, Known, Tick, Up
+from peers.messages import (
+    CONTROL,
+    PROTOCOL_VERSION,
+    RECORD,
+    Addresses,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    MemberRecord,
+    Status,
+)
+from peers.transport import FRAME_HEADER_BYTES, Discovery, Stream, Transport
+from peers.wire import seal, unseal
+
+logger = logging.getLogger(__name__)
+
+CONTROL_PROTOCOL = "atoll-control-1"
+MEMBER_CONTEXT = "atoll member record"
+# A round descriptor of 256 members takes about 16 KiB.
+MAX_CONTROL_BYTES = 1 << 18
+# An hour of clock difference each way, and an hour to be found in.
+RECORD_TTL_S = 3 * 3600.0
+ANNOUNCE_EVERY_S = 60.0
+LOOK_EVERY_S = 5.0
+# About ten rounds' worth of messages: who cannot take them is not there.
+MAX_QUEUED = 256
+
+_OWN, _FOREIGN = b"\0", b"\1"
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message of the layer above."""
+
+    sender: str
+    body: bytes
+
+
+MeshEvent = Up | Changed | Down | Received
+
+
+def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list[Known]:
+    """The usable member records among ``values``, sorted by peer id.
+
+    Dropped without a word, since anyone can write them: forged, expired, of another run, under another peer's sub-key,
+    of a peer that left, or with an expiry further away than any honest writer sets.
+    """
+    known = []
+    for peer, value in sorted(values.items()):
+        try:
+            signer, body = unseal(value, MEMBER_CONTEXT, peer)
+            record: MemberRecord = RECORD.decode(body, peer)
+        except ProtocolViolation:
+            continue
+        fresh = now_unix < record.expires_at <= now_unix + 2 * RECORD_TTL_S
+        if signer == peer and record.run_id == run_id and fresh and not record.left:
+            known.append(Known(peer, record.addresses))
+    return known
+
+
+class Mesh:
+    """All control streams of one peer in one run.
+
+    ``listener`` is called in the event loop, synchronously, with each event in order.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        run_id: str,
+        transport: Transport,
+        discovery: Discovery,
+        status: Status,
+        rng: random.Random,
+        strike: Callable[[str, str], None],
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self.peer = identity.peer
+        self.listener: Callable[[MeshEvent], None] = lambda event: None
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._identity, self._run_id = identity, run_id
+        self._transport, self._discovery = transport, discovery
+        self._status, self._rng, self._strike, self._unix_time = status, rng, strike, unix_time
+        self._machine = membership.Membership(identity.peer)
+        self._inbound: dict[str, Stream] = {}
+        self._queues: dict[str, asyncio.Queue[bytes]] = {}
+        self._writers: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._addresses: Addresses = ()
+        self._sequence = 0
+        self._over = False
+
+    def members(self) -> dict[str, Status]:
+        return self._machine.members()
+
+    def set_status(self, status: Status, announce: bool = False) -> None:
+        """What heartbeats say from now on; ``announce`` sends one at once."""
+        self._status = status
+        if announce:
+            for peer in self._machine.members():
+                self._enqueue(peer, _OWN + CONTROL.encode(Heartbeat(status)))
+
+    def send(self, peer: str, body: bytes) -> None:
+        """Queue a message to a linked peer; to any other it goes nowhere."""
+        self._enqueue(peer, _FOREIGN + body)
+
+    async def run(self) -> None:
+        """Keep the mesh up until cancelled; then say goodbye."""
+        self._addresses = await self._transport.addresses()
+        await self._transport.serve(CONTROL_PROTOCOL, self._read)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self._keep_announced())
+                tasks.create_task(self._keep_looking())
+                tasks.create_task(self._keep_time())
+        finally:
+            self._over = True
+            for stream in list(self._inbound.values()):
+                stream.close()
+
+    async def leave(self, reason: str) -> None:
+        """Tell everyone that this peer is going, and take its record back; bounded by two seconds."""
+        goodbye = _OWN + CONTROL.encode(Goodbye(reason[:200]))
+        for peer in self._machine.members():
+            self._enqueue(peer, goodbye)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self._announce(left=True)
+                await asyncio.gather(*(queue.join() for queue in self._queues.values()))
+
+    async def _announce(self, left: bool = False) -> None:
+        self._sequence += 1
+        expires_at = self._unix_time() + RECORD_TTL_S
+        record = MemberRecord(self._run_id, self._addresses, self._sequence, expires_at, left)
+        value = seal(self._identity, MEMBER_CONTEXT, RECORD.encode(record))
+        await self._discovery.store(self._key, self.peer, value, expires_at)
+
+    @property
+    def _key(self) -> str:
+        return f"atoll/{self._run_id}/members"
+
+    async def _keep_announced(self) -> None:
+        while True:
+            await self._announce()
+            await asyncio.sleep(ANNOUNCE_EVERY_S * self._rng.uniform(0.8, 1.2))
+
+    async def _keep_looking(self) -> None:
+        while True:
+            for known in read_records(await self._discovery.get(self._key), self._run_id, self._unix_time()):
+                self._handle(known)
+            # Until somebody is found this is all that there is to do.
+            await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._wake.clear()
+            deadline = self._machine.next_deadline()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._wake.wait()
+            except TimeoutError:
+                # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+                self._handle(Tick(), deadline)
+
+    def _handle(self, event: membership.Event, not_before: float | None = None) -> None:
+        if self._over:
+            return
+        now = max(asyncio.get_running_loop().time(), not_before or 0.0)
+        for action in self._machine.handle(event, now):
+            match action:
+                case Dial(peer, addresses):
+                    self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
+                case Down(peer) | Drop(peer):
+                    self._close(peer)
+            if isinstance(action, Up | Changed | Down):
+                self.listener(action)
+        self._wake.set()
+
+    def _close(self, peer: str) -> None:
+        if stream := self._inbound.pop(peer, None):
+            stream.close()
+        self._queues.pop(peer, None)
+        if writer := self._writers.pop(peer, None):
+            writer.cancel()
+
+    def _enqueue(self, peer: str, frame: bytes) -> None:
+        queue = self._queues.get(peer)
+        if queue is None:
+            return
+        try:
+            queue.put_nowait(frame)
+        except asyncio.QueueFull:
+            self._handle(Ended(peer, f"{MAX_QUEUED} messages behind"))
+
+    async def _write(self, peer: str, addresses: Sequence[str]) -> None:
+        """Dial a peer, greet it, then write what is queued for it, or a heartbeat if nothing is."""
+        try:
+            stream = await self._transport.open(peer, addresses, CONTROL_PROTOCOL)
+        except Unreachable as error:
+            logger.debug("dial_failed", extra={"peer": peer, "reason": error.reason})
+            self._writers.pop(peer, None)
+            self._handle(DialFailed(peer))
+            return
+        queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED)
+        try:
+            hello = Hello(PROTOCOL_VERSION, self._run_id, self._addresses, self._status)
+            await self._send(stream, _OWN + CONTROL.encode(hello))
+            self._queues[peer] = queue
+            self._handle(Dialled(peer))
+            while True:
+                try:
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        frame = await queue.get()
+                except TimeoutError:
+                    await self._send(stream, _OWN + CONTROL.encode(Heartbeat(self._status)))
+                    continue
+                await self._send(stream, frame)
+                queue.task_done()
+        except StreamClosed as error:
+            self._writers.pop(peer, None)
+            self._queues.pop(peer, None)
+            self._handle(Ended(peer, error.reason))
+        finally:
+            stream.close()
+
+    async def _send(self, stream: Stream, frame: bytes) -> None:
+        self.bytes_sent += FRAME_HEADER_BYTES + len(frame)
+        await stream.send(frame)
+
+    async def _read(self, stream: Stream) -> None:
+        """Serve one control stream that a peer has opened to us, until it ends."""
+        peer = stream.peer
+        try:
+            async with asyncio.timeout(10.0):
+                hello = self._own_message(await stream.receive(MAX_CONTROL_BYTES), peer)
+            if not isinstance(hello, Hello) or hello.version != PROTOCOL_VERSION or hello.run_id != self._run_id:
+                raise ProtocolViolation(peer, f"not a greeting of protocol {PROTOCOL_VERSION} in this run")
+            if old := self._inbound.pop(peer, None):
+                old.close()
+            self._inbound[peer] = stream
+            self._handle(Known(peer, hello.addresses))
+            self._handle(Heard(peer, hello.status))
+            while self._inbound.get(peer) is stream:
+                self._dispatch(peer, await stream.receive(MAX_CONTROL_BYTES))
+        except (PeerError, TimeoutError) as error:
+            if isinstance(error, ProtocolViolation):
+                self._strike(peer, error.reason)
+            if self._inbound.get(peer) is stream:
+                del self._inbound[peer]
+                self._handle(Ended(peer, str(getattr(error, "reason", "no greeting"))))
+
+    def _dispatch(self, peer: str, frame: bytes) -> None:
+        self.bytes_received += FRAME_HEADER_BYTES + len(frame)
+        if frame[:1] == _FOREIGN:
+            self._handle(Heard(peer, None))
+            self.listener(Received(peer, frame[1:]))
+            return
+        match self._own_message(frame, peer):
+            case Heartbeat(status):
+                self._handle(Heard(peer, status))
+            case Goodbye(reason):
+                self._handle(Ended(peer, f"left: {reason}", left=True))
+            case _:
+                raise ProtocolViolation(peer, "a second greeting on one stream")
+
+    def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Goodbye:
+        if frame[:1] != _OWN:
+            raise ProtocolViolation(peer, "unknown kind of control frame")
+        message: Hello | Heartbeat | Goodbye = CONTROL.decode(frame[1:], peer)
+        return message

@@ -1,0 +1,1 @@
+"""What one volunteer's machine does in a run."""

@@ -1,0 +1,1 @@
+"""From tensors to agreed bytes and back: codec, shards, the round and its driver."""

@@ -1,0 +1,492 @@
+"""Drives the round: feeds it what the network and the trainer do, and does what it says.
+
+All decisions are in ``round.py``; here are the effects. One coroutine handles one event at a time, so an outer step is
+applied in one go: state, lineage and counter change together or not at all.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from peers import membership
+from peers.errors import PeerError, ProtocolViolation
+from peers.identity import Identity
+from peers.messages import Role, Status
+from peers.service import Mesh, MeshEvent, Received
+from peers.transport import Transport
+from peers.wire import seal, unseal
+from runtime.averaging import events
+from runtime.averaging.lineage import next_lineage
+from runtime.averaging.messages import (
+    COMMIT_CONTEXT,
+    DESCRIPTOR_CONTEXT,
+    ROUND,
+    SIGNED,
+    Begin,
+    Commit,
+    Committed,
+    Descriptor,
+)
+from runtime.averaging.results import Results
+from runtime.averaging.round import Round
+from runtime.averaging.statesync import Claim, State, StateSync
+from runtime.averaging.transfer import Kind, Transfers
+
+KEPT_CLAIMS = 16
+# One commit a step is the rule; a peer that sends others is not to fill the memory.
+MOST_SEALED = 64
+FETCH_TIMEOUT_S = 10.0
+# The last to apply the last outer step fetches its results from those that applied it first.
+LINGER_S = 10.0
+
+
+class InnerWork(Protocol):
+    """What one inner phase came to."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+
+
+class Trainer(Protocol):
+    """What averaging needs of training. ``train`` runs elsewhere (a thread) until done or told to stop."""
+
+    n_elements: int
+
+    @property
+    def outer_step(self) -> int: ...
+    @property
+    def anchor_P(self) -> Tensor: ...
+    @property
+    def momentum_P(self) -> Tensor: ...
+    @property
+    def progress(self) -> int: ...
+    async def train(self, stop: threading.Event) -> InnerWork: ...
+    def pseudo_gradient(self) -> Tensor: ...
+    def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None: ...
+    def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None: ...
+    def state_digest(self) -> bytes: ...
+    def anchor_digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A member's state is here, or (None) this peer's own was found to be the run's."""
+
+    state: State | None
+
+
+class Averager:
+    """One peer in a run, from the first outer step it has the state of to the last one.
+
+    Args:
+        lineage: of the state that ``trainer`` has.
+        established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
+        last_outer_step: the run is over when this many outer steps are committed.
+        report: called with an event's name and fields, for the log.
+        committed: called after each applied step, in the same go.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        run_id: str,
+        mesh: Mesh,
+        transport: Transport,
+        trainer: Trainer,
+        *,
+        lineage: bytes,
+        established: bool,
+        codec: str,
+        quorum: int,
+        last_outer_step: int,
+        report: Callable[..., None],
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.lineage = lineage
+        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum)
+        self._identity, self._mesh, self._trainer = identity, mesh, trainer
+        self.established, self._quorum, self._last_outer_step = established, quorum, last_outer_step
+        self._report, self._committed = report, committed
+        self._results = Results(identity.peer)
+        self._transfers = Transfers(transport, self._results.limit, self._on_whole, self._results.piece, self.strike)
+        self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._claims, self.strike)
+        self._claims: dict[int, Claim] = {}
+        self._snapshot_cache: tuple[Claim, Tensor, Tensor] | None = None
+        self._sealed: dict[Commit, bytes] = {}
+        self._inbox: asyncio.Queue[events.Event | _Joined] = asyncio.Queue()
+        self._background: dict[asyncio.Task[None], str] = {}
+        self._stop_training = threading.Event()
+        self._train_now = asyncio.Event()
+        self._training_over = asyncio.Event()
+        self._training_over.set()
+        self._pausing = False
+        self._syncing = False
+        self._ready_at = self._followed_at = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self._trainer.outer_step >= self._last_outer_step
+
+    @property
+    def round_bytes(self) -> tuple[int, int]:
+        """Bytes of rounds, payload and control, sent and received so far."""
+        return (
+            self._mesh.bytes_sent + self._transfers.bytes_sent,
+            self._mesh.bytes_received + self._transfers.bytes_received,
+        )
+
+    def strike(self, peer: str, reason: str) -> None:
+        self._report("strike", member=peer, reason=reason)
+
+    async def run(self) -> None:
+        """Take part until the run's last outer step is committed here and everyone else had time to have it too."""
+        loop = asyncio.get_running_loop()
+        await self._transfers.serve()
+        await self._sync.serve()
+        self._mesh.listener = self._on_mesh
+        async with asyncio.TaskGroup() as tasks:
+            always = [tasks.create_task(self._keep_training()), tasks.create_task(self._keep_status())]
+            try:
+                if self.established:
+                    await self._feed(self._step_begun())
+                for peer, member in self._mesh.members().items():
+                    await self._feed(membership.Up(peer, member))
+                linger_until: float | None = None
+                while linger_until is None or (loop.time() < linger_until and self._others_behind()):
+                    await self._next_event(linger_until)
+                    if self.finished and self.established and linger_until is None:
+                        linger_until = loop.time() + LINGER_S
+            finally:
+                self._stop_training.set()
+                for task in (*always, *self._background):
+                    task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
+        """Run ``work`` beside the rounds until it ends, this peer does, or ``peer`` is lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background[task] = peer
+        task.add_done_callback(self._background.pop)
+
+    async def _next_event(self, until: float | None) -> None:
+        deadlines = [deadline for deadline in (self.machine.next_deadline(), until) if deadline is not None]
+        deadline = min(deadlines, default=None)
+        try:
+            async with asyncio.timeout_at(deadline):
+                event = await self._inbox.get()
+        except TimeoutError:
+            # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+            await self._feed(events.Tick(), deadline)
+            return
+        if isinstance(event, _Joined):
+            event = await self._take(event.state)
+        if isinstance(event, membership.Down):
+            for task in [task for task, peer in self._background.items() if peer == event.peer]:
+                task.cancel()
+        await self._feed(event)
+
+    async def _feed(self, event: events.Event, not_before: float | None = None) -> None:
+        """Handle one event, and at once what follows from it here."""
+        pending: deque[events.Event] = deque([event])
+        while pending:
+            now = max(asyncio.get_running_loop().time(), not_before or 0.0)
+            for action in self.machine.handle(pending.popleft(), now):
+                pending += await self._perform(action)
+        if not self.established and not self._syncing:
+            self._join()
+
+    async def _perform(self, action: events.Action) -> list[events.Event]:
+        match action:
+            case events.Send(to, message):
+                self._send(to, message)
+            case events.ForwardCommit(to, outer_step):
+                pending = self.machine.pending_commit
+                here = pending is not None and pending.descriptor.outer_step == outer_step
+                sealed = self._sealed.get(pending) if pending and here else self._results.sealed_commit(outer_step)
+                if sealed:
+                    self._mesh.send(to, ROUND.encode(Committed(sealed)))
+            case events.StopTraining():
+                self._stop_training.set()
+            case events.Follow(descriptor):
+                self._follow(descriptor)
+            case events.SendContribution(descriptor, shard, to):
+                self._push(to, Kind.CONTRIBUTION, descriptor, shard, self._results.encoded_share(shard))
+            case events.SendResult(descriptor, shard, to):
+                data = self._results.result(shard, self.machine.held(shard))
+                for peer in to:
+                    self._push(peer, Kind.RESULT, descriptor, shard, data)
+            case events.Reduce(descriptor, shard, contributors):
+                digest = self._results.reduce(shard, contributors)
+                return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
+            case events.Fetch():
+                self._spawn(self._fetch(action), self._identity.peer)
+            case events.Apply(commit):
+                await self._pause_training()
+                return [self._apply(commit)]
+            case events.Resync(reason):
+                self._report("behind", reason=reason)
+                self.established = False
+            case events.Strike(peer, reason):
+                self.strike(peer, reason)
+            case events.Report(event, fields):
+                self._report(event, **dict(fields))
+        return []
+
+    # Applying: the one place where state changes.
+
+    def _apply(self, commit: Commit) -> events.StepBegun:
+        descriptor, trainer = commit.descriptor, self._trainer
+        mean_P, contributors = self._results.mean(commit)
+        me = descriptor.peers.index(self._identity.peer) if self._identity.peer in descriptor.peers else None
+        missed = [
+            (descriptor.bounds[shard], descriptor.bounds[shard + 1])
+            for shard in range(descriptor.n_shards)
+            if me is None or me not in contributors[shard]
+        ]
+        self._results.keep(commit, self._sealed[commit])
+        self._sealed.clear()
+        trainer.apply_outer_step(mean_P, missed)
+        self.lineage = next_lineage(
+            self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
+        )
+        self._log_commit(descriptor, sorted({index for shard in contributors for index in shard}))
+        self._results.forget_step()
+        begun = self._step_begun()
+        self._committed()
+        return begun
+
+    def _step_begun(self) -> events.StepBegun:
+        """This peer has a state: say so, and train on from it unless the run is over."""
+        step, state = self._trainer.outer_step, self._trainer.state_digest()
+        self._claims[step] = Claim(step, self.lineage, state)
+        self._claims.pop(step - KEPT_CLAIMS, None)
+        self.established, self._snapshot_cache = True, None
+        self._mesh.set_status(self._status(), announce=self.finished)
+        if not self.finished:
+            self._stop_training.clear()
+            self._train_now.set()
+        return events.StepBegun(step, self.lineage, state)
+
+    def _log_commit(self, descriptor: Descriptor, included: list[int]) -> None:
+        entries = [descriptor.members[index] for index in included]
+        counted = [entry for entry in entries if entry.loss is not None and entry.weight]
+        tokens = sum(entry.weight for entry in counted)
+        loss = (
+            sum(entry.weight * entry.loss for entry in counted if entry.loss is not None) / tokens if tokens else None
+        )
+        sent, received = self.round_bytes
+        took_part = self._identity.peer in descriptor.peers
+        now = asyncio.get_running_loop().time()
+        self._report(
+            "outer_step_committed",
+            outer_step=self._trainer.outer_step,
+            attempt=descriptor.attempt,
+            lineage=self.lineage.hex(),
+            anchor_sha256=self._trainer.anchor_digest().hex(),
+            members=[entry.peer for entry in entries],
+            weights=[entry.weight for entry in entries],
+            loss=loss,
+            round_s=round(now - self._followed_at, 4) if took_part else None,
+            forming_s=round(self._followed_at - self._ready_at, 4) if took_part else None,
+            bytes_sent=sent,
+            bytes_received=received,
+            state_bytes_sent=self._sync.bytes_sent,
+        )
+
+    # Training: in the trainer's own time, between two outer steps.
+
+    async def _keep_training(self) -> None:
+        while True:
+            await self._train_now.wait()
+            if not self._train_now.is_set():
+                continue
+            self._train_now.clear()
+            self._training_over.clear()
+            try:
+                work = await self._trainer.train(self._stop_training)
+            finally:
+                self._training_over.set()
+            if not self._pausing:
+                self._results.own_P = self._trainer.pseudo_gradient()
+                self._ready_at = asyncio.get_running_loop().time()
+                loss = work.loss if abs(work.loss) < 1e9 else None
+                step = self._trainer.outer_step
+                self._inbox.put_nowait(events.ContributionReady(step, work.tokens, loss))
+
+    async def _pause_training(self) -> None:
+        self._pausing = True
+        self._train_now.clear()
+        self._stop_training.set()
+        await self._training_over.wait()
+        self._pausing = False
+
+    def _status(self) -> Status:
+        role = Role.MEMBER if self.established else Role.JOINING
+        return Status(role, self._trainer.outer_step, self.lineage, self._trainer.progress)
+
+    async def _keep_status(self) -> None:
+        while True:
+            self._mesh.set_status(self._status())
+            await asyncio.sleep(0.5)
+
+    # The network: messages in and out, shares and results.
+
+    def _on_mesh(self, event: MeshEvent) -> None:
+        match event:
+            case Received(sender, body):
+                try:
+                    message = self._open(sender, ROUND.decode(body, sender))
+                except ProtocolViolation as error:
+                    self.strike(error.peer, error.reason)
+                    return
+                self._inbox.put_nowait(events.MessageFrom(sender, message))
+            case membership.Up(peer):
+                self._report("member_up", member=peer)
+                self._inbox.put_nowait(event)
+            case membership.Down(peer, reason):
+                self._report("member_down", member=peer, reason=reason)
+                self._inbox.put_nowait(event)
+            case _:
+                self._inbox.put_nowait(event)
+
+    def _open(self, sender: str, message: Any) -> events.Message:
+        """Break the seal of what a leader signed, and keep a commit's for those who will need it."""
+        if not isinstance(message, Begin | Committed):
+            return message  # type: ignore[no-any-return]
+        context = DESCRIPTOR_CONTEXT if isinstance(message, Begin) else COMMIT_CONTEXT
+        signer, body = unseal(message.sealed, context, sender)
+        signed: Descriptor | Commit = SIGNED.decode(body, sender)
+        leader = signed.leader if isinstance(signed, Descriptor) else signed.descriptor.leader
+        if signer != leader or isinstance(signed, Descriptor) != isinstance(message, Begin):
+            raise ProtocolViolation(sender, f"a {context} that its leader did not sign")
+        if isinstance(signed, Commit) and len(self._sealed) < MOST_SEALED:
+            self._sealed.setdefault(signed, message.sealed)
+        return signed
+
+    def _send(self, to: str | None, message: events.Message) -> None:
+        if isinstance(message, Descriptor):
+            body = ROUND.encode(Begin(seal(self._identity, DESCRIPTOR_CONTEXT, SIGNED.encode(message))))
+        elif isinstance(message, Commit):
+            sealed = seal(self._identity, COMMIT_CONTEXT, SIGNED.encode(message))
+            self._sealed[message] = sealed
+            body = ROUND.encode(Committed(sealed))
+        else:
+            body = ROUND.encode(message)
+        for peer in self._mesh.members() if to is None else [to]:
+            self._mesh.send(peer, body)
+
+    def _follow(self, descriptor: Descriptor) -> None:
+        self._report(
+            "round_began",
+            outer_step=descriptor.outer_step + 1,
+            attempt=descriptor.attempt,
+            leader=descriptor.leader,
+            members=list(descriptor.peers),
+        )
+        if descriptor.plan_id != self._results.plan_id:
+            self._followed_at = asyncio.get_running_loop().time()
+        self._results.follow(descriptor)
+        self._transfers.follow(descriptor.plan_id)
+
+    def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, data: bytes) -> None:
+        async def push() -> None:
+            try:
+                await self._transfers.push(to, kind, descriptor.plan_id, shard, data)
+            except PeerError as error:
+                # If the peer is gone, its control streams say so; if not, the round's deadlines do.
+                self._report("transfer_failed", member=to, shard=shard, reason=error.reason)
+
+        self._spawn(push(), to)
+
+    def _on_whole(self, sender: str, kind: Kind, plan_id: bytes, shard: int, data: bytes) -> None:
+        # The plan may have changed while the last chunk came.
+        if self._results.limit(sender, kind, plan_id, shard) is None:
+            return
+        try:
+            if kind is Kind.CONTRIBUTION:
+                self._results.add_share(sender, shard, data)
+                self._inbox.put_nowait(events.ContributionArrived(plan_id, shard, sender))
+            else:
+                digest = self._results.add_result(shard, data, self._quorum)
+                self._inbox.put_nowait(events.ResultReady(plan_id, shard, sender, digest))
+        except ValueError as error:
+            self.strike(sender, f"{kind.name.lower()} of shard {shard}: {error}")
+
+    async def _fetch(self, wanted: events.Fetch) -> None:
+        plan_id, shard = wanted.descriptor.plan_id, wanted.shard
+        for source in wanted.sources:
+            limit = self._results.limit(wanted.descriptor.peers[0], Kind.RESULT, plan_id, shard)
+            if limit is None:
+                return
+            try:
+                async with asyncio.timeout(FETCH_TIMEOUT_S):
+                    data = await self._transfers.fetch(source, wanted.digest, limit)
+                if self._results.limit(wanted.descriptor.peers[0], Kind.RESULT, plan_id, shard) is None:
+                    return
+                digest = self._results.add_result(shard, data, self._quorum)
+            except (PeerError, ValueError, TimeoutError):
+                continue
+            if digest == wanted.digest:
+                self._inbox.put_nowait(events.ResultReady(plan_id, shard, None, digest))
+                return
+        self._inbox.put_nowait(events.FetchFailed(plan_id, shard))
+
+    # Joining: have the state that the members have, or get it.
+
+    def _snapshot(self) -> tuple[Claim, Tensor, Tensor] | None:
+        if not self.established:
+            return None
+        if self._snapshot_cache is None:
+            claim = self._claims[self._trainer.outer_step]
+            self._snapshot_cache = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+        return self._snapshot_cache
+
+    def _join(self) -> None:
+        """Without a state of the run: take part at once if a member's is the same, else download the furthest one."""
+        members = {peer: status for peer, status in self._mesh.members().items() if status.role == Role.MEMBER}
+        if members:
+            self._syncing = True
+            self._spawn(self._synchronise(members), self._identity.peer)
+
+    async def _synchronise(self, members: dict[str, Status]) -> None:
+        try:
+            furthest = max(status.outer_step for status in members.values())
+            donors = sorted(peer for peer, status in members.items() if status.outer_step == furthest)
+            state = None
+            if furthest != self._trainer.outer_step or members[donors[0]].lineage != self.lineage:
+                state = await self._sync.download(donors[0], sorted(members), self._show_progress)
+            self._inbox.put_nowait(_Joined(state))
+        except PeerError as error:
+            self._report("join_failed", member=error.peer, reason=error.reason)
+            await asyncio.sleep(1.0)
+            self._syncing = False
+            self._inbox.put_nowait(events.Tick())
+
+    async def _take(self, state: State | None) -> events.Event:
+        """Go on from a member's state, unless a commit was quicker than the download."""
+        self._syncing = False
+        if self.established:
+            return events.Tick()
+        await self._pause_training()
+        if state is not None:
+            self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
+            self.lineage = state.lineage
+        self._results.forget_step()
+        begun = self._step_begun()
+        self._mesh.set_status(self._status(), announce=True)
+        self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
+        return begun
+
+    def _show_progress(self, done_bytes: int, all_bytes: int) -> None:
+        if done_bytes == all_bytes:
+            self._report("state_downloaded", bytes=all_bytes)
+
+    def _others_behind(self) -> bool:
+        members = self._mesh.members().values()
+        return any(status.role == Role.MEMBER and status.outer_step < self._last_outer_step for status in members)

@@ -1,0 +1,156 @@
+"""What members say to each other about one outer step. All digests are SHA-256."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import msgpack
+
+from peers.wire import Codec, Digest, Length, PeerId, RunId
+
+MAX_MEMBERS = 256
+
+
+@dataclass(frozen=True)
+class MemberEntry:
+    """One member of a group: ``weight`` in tokens, ``loss`` its mean training loss in nats a token or None."""
+
+    peer: PeerId
+    weight: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A leader's word on how an outer step is reduced: everything that can change a bit of the result is in it.
+
+    The *plan* (who contributes what weight, where shards begin, the codec) decides the bytes that members send; it
+    survives a change of leader or of reducers, and with it what was already sent. ``(attempt, revision)`` orders the
+    descriptors of an outer step, and a member follows the highest it has seen.
+    """
+
+    run_id: RunId
+    outer_step: int
+    lineage: Digest
+    state: Digest
+    """Digest of anchor and momentum before the step."""
+    attempt: int
+    revision: int
+    leader: PeerId
+    members: Annotated[tuple[MemberEntry, ...], Length(1, MAX_MEMBERS)]
+    """Sorted by peer id; the rest speaks of members by their index here."""
+    bounds: Annotated[tuple[int, ...], Length(2, MAX_MEMBERS + 1)]
+    """Shard j is the elements ``bounds[j]`` to ``bounds[j + 1]``."""
+    codec: Annotated[str, Length(1, 16)]
+    reducers: Annotated[tuple[int, ...], Length(1, MAX_MEMBERS)]
+    """The member that reduces each shard."""
+    settled: Annotated[tuple[Annotated[bytes, Length(0, 32)], ...], Length(1, MAX_MEMBERS)]
+    """Digest of each shard's result where one exists and is only to be fetched; empty where it is to be reduced."""
+    voters: Annotated[tuple[int, ...], Length(1, MAX_MEMBERS)]
+    """Members of which more than half must hold all results before they are committed."""
+
+    @cached_property
+    def plan_id(self) -> bytes:
+        """32 bytes that name the plan."""
+        entries = [[entry.peer, entry.weight] for entry in self.members]
+        plan = [self.run_id, self.outer_step, self.lineage, self.state, entries, self.bounds, self.codec]
+        return hashlib.sha256(b"atoll plan" + msgpack.packb(plan)).digest()
+
+    @cached_property
+    def peers(self) -> tuple[str, ...]:
+        return tuple(entry.peer for entry in self.members)
+
+    @property
+    def n_shards(self) -> int:
+        return len(self.reducers)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.attempt, self.revision
+
+    def check(self, n_elements: int, block: int) -> None:
+        """Raises: ValueError if the parts do not fit together or a vector of ``n_elements``."""
+        n, peers = len(self.members), list(self.peers)
+        if peers != sorted(set(peers)):
+            raise ValueError("members are not sorted and distinct")
+        if self.bounds[0] != 0 or self.bounds[-1] != n_elements or list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError(f"bounds do not cover {n_elements} elements once")
+        if any(bound % block for bound in self.bounds[:-1]):
+            raise ValueError(f"a shard does not begin at a multiple of {block}")
+        if not len(self.reducers) == len(self.settled) == len(self.bounds) - 1:
+            raise ValueError("reducers, settled and bounds differ in length")
+        if any(index >= n for index in (*self.reducers, *self.voters)):
+            raise ValueError(f"an index beyond {n} members")
+        if list(self.voters) != sorted(set(self.voters)):
+            raise ValueError("voters are not sorted and distinct")
+        if any(len(digest) not in (0, 32) for digest in self.settled):
+            raise ValueError("a settled digest of a wrong length")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A member once held results of all shards under this descriptor and said so: they may have been committed."""
+
+    descriptor: Descriptor
+    digests: Annotated[tuple[Digest, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """To everyone: my inner steps are done, and I follow no leader of an earlier attempt any more."""
+
+    outer_step: int
+    attempt: int
+    lineage: Digest
+    state: Digest
+    weight: int
+    loss: float | None
+    following: Descriptor | None
+    accepted: Accepted | None
+
+
+@dataclass(frozen=True)
+class Begin:
+    """From the leader to the group: a sealed ``Descriptor``."""
+
+    sealed: Annotated[bytes, Length(1, 1 << 17)]
+
+
+@dataclass(frozen=True)
+class Held:
+    """To the leader: under this descriptor I hold the whole result of this shard."""
+
+    outer_step: int
+    attempt: int
+    revision: int
+    shard: int
+    digest: Digest
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The end of an outer step: these results are applied. Sealed by its leader, so that anyone can pass it on."""
+
+    descriptor: Descriptor
+    digests: Annotated[tuple[Digest, ...], Length(1, MAX_MEMBERS)]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """To everyone: a sealed ``Commit``."""
+
+    sealed: Annotated[bytes, Length(1, 1 << 17)]
+
+
+@dataclass(frozen=True)
+class CommitRequest:
+    """Others are ahead of me: send me the commit of this outer step."""
+
+    outer_step: int
+
+
+ROUND = Codec(Ready, Begin, Held, Committed, CommitRequest)
+SIGNED = Codec(Descriptor, Commit)
+DESCRIPTOR_CONTEXT = "atoll round descriptor"
+COMMIT_CONTEXT = "atoll commit"

@@ -1,0 +1,124 @@
+"""What a leader decides, as plain functions: a plan, who reduces what of it, and when its result stands."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from runtime.averaging.codec import BLOCK
+from runtime.averaging.messages import Accepted, Descriptor, MemberEntry, Ready
+from runtime.averaging.shards import shard_bounds
+
+
+def fresh_descriptor(
+    run_id: str, outer_step: int, attempt: int, leader: str, readies: Mapping[str, Ready], n_elements: int, codec: str
+) -> Descriptor:
+    """A new plan for those that are ready: every member reduces one shard, as far as there are blocks."""
+    members = tuple(MemberEntry(peer, ready.weight, ready.loss) for peer, ready in sorted(readies.items()))
+    some = next(iter(readies.values()))
+    bounds = shard_bounds(n_elements, len(members), BLOCK)
+    n_shards = len(bounds) - 1
+    return Descriptor(
+        run_id=run_id,
+        outer_step=outer_step,
+        lineage=some.lineage,
+        state=some.state,
+        attempt=attempt,
+        revision=0,
+        leader=leader,
+        members=members,
+        bounds=bounds,
+        codec=codec,
+        reducers=tuple(range(n_shards)),
+        settled=(b"",) * n_shards,
+        voters=tuple(range(len(members))),
+    )
+
+
+def next_descriptor(
+    readies: Mapping[str, Ready],
+    run_id: str,
+    outer_step: int,
+    attempt: int,
+    leader: str,
+    n_elements: int,
+    codec: str,
+    quorum: int,
+) -> Descriptor:
+    """How a new leader goes on from what the others have seen.
+
+    A result that one of them has accepted may have been committed by a leader that died: it is taken over as it is.
+    Else the last plan goes on if enough of its members are here, so that only what was lost is sent again. Else, and at
+    the first attempt, there is a new plan.
+    """
+    accepted = [ready.accepted for ready in readies.values() if ready.accepted]
+    if accepted:
+        best = max(accepted, key=lambda one: (one.descriptor.order, one.digests))
+        return resumed_descriptor(best.descriptor, attempt, leader, readies, best)
+    seen = [ready.following for ready in readies.values() if ready.following]
+    if seen:
+        last = max(seen, key=lambda descriptor: (descriptor.order, descriptor.plan_id))
+        here = [peer for peer in last.peers if peer in readies]
+        if len(here) >= quorum and 2 * len(here) > len(last.members):
+            return resumed_descriptor(last, attempt, leader, readies, None)
+    return fresh_descriptor(run_id, outer_step, attempt, leader, readies, n_elements, codec)
+
+
+def resumed_descriptor(
+    last: Descriptor, attempt: int, leader: str, present: Collection[str], accepted: Accepted | None
+) -> Descriptor:
+    """The same plan under a new leader, among those of its members that are present."""
+    here = [index for index, peer in enumerate(last.peers) if peer in present]
+    return replace(
+        last,
+        attempt=attempt,
+        revision=0,
+        leader=leader,
+        settled=accepted.digests if accepted else last.settled,
+        reducers=tuple(_heir(reducer, here, len(last.members)) for reducer in last.reducers),
+        voters=tuple(here),
+    )
+
+
+def reassigned_descriptor(
+    last: Descriptor, alive: Collection[str], held: Mapping[str, Mapping[int, bytes]]
+) -> Descriptor | None:
+    """The next revision if a shard's reducer is gone and not everyone alive holds its result; None if nothing changes.
+
+    ``held`` tells which results each voter holds under ``last``. A result that anyone alive holds is settled and only
+    fetched; else the shard goes to the next member in the order.
+    """
+    here = [index for index, peer in enumerate(last.peers) if peer in alive]
+    reducers, settled = list(last.reducers), list(last.settled)
+    for shard, reducer in enumerate(last.reducers):
+        if reducer in here or settled[shard]:
+            continue
+        digests = [held[last.peers[index]][shard] for index in here if shard in held.get(last.peers[index], {})]
+        if len(digests) == len(here):
+            continue
+        if digests:
+            settled[shard] = min(digests)
+        else:
+            reducers[shard] = _heir(reducer, here, len(last.members))
+    if (tuple(reducers), tuple(settled)) == (last.reducers, last.settled):
+        return None
+    return replace(last, revision=last.revision + 1, reducers=tuple(reducers), settled=tuple(settled))
+
+
+def decided_digests(descriptor: Descriptor, held: Mapping[str, Mapping[int, bytes]]) -> tuple[bytes, ...] | None:
+    """The results that more than half of the voters hold, all shards and all equal; None while there are none."""
+    complete = Counter(
+        tuple(shards[shard] for shard in range(descriptor.n_shards))
+        for index in descriptor.voters
+        if len(shards := held.get(descriptor.peers[index], {})) == descriptor.n_shards
+    )
+    for digests, count in complete.items():
+        if 2 * count > len(descriptor.voters):
+            return digests
+    return None
+
+
+def _heir(reducer: int, here: list[int], n_members: int) -> int:
+    """The reducer itself if present, else the next present member after it in the circle."""
+    if not here or reducer in here:
+        return reducer
+    return min(here, key=lambda index: (index - reducer) % n_members)

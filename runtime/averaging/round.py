@@ -1,0 +1,577 @@
+"""The round: how members agree on one outer step after another, as a pure state machine.
+
+A round is one attempt at an outer step. Members say that they are ready; the leader, first in the hash order of the
+attempt, sends a descriptor; members send contributions to reducers and tell the leader what results they hold; when
+more than half hold the same complete set the leader commits it, and everyone applies it. A leader that is lost ends
+the attempt for everyone who notices, and with their Ready for the next attempt they tell its leader what they followed
+and what they accepted, so that a result that may have been committed is committed again and nothing else.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from peers.election import leadership_order
+from peers.membership import Changed, Down, Up
+from peers.messages import Role, Status
+from runtime.averaging import plan
+from runtime.averaging.codec import BLOCK
+from runtime.averaging.events import (
+    Action,
+    Apply,
+    ContributionArrived,
+    ContributionReady,
+    Event,
+    Fetch,
+    FetchFailed,
+    Follow,
+    ForwardCommit,
+    MessageFrom,
+    Reduce,
+    Report,
+    ResultReady,
+    Resync,
+    Send,
+    SendContribution,
+    SendResult,
+    StepBegun,
+    StopTraining,
+    Strike,
+    Tick,
+)
+from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Ready
+from runtime.averaging.pace import Pace
+
+# A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
+BEHIND_S = 1.5
+# Asking for one commit so often without an answer means that nobody keeps it any more.
+MOST_ASKS = 3
+
+
+@dataclass
+class _Step:
+    """What is known about the outer step that is being taken."""
+
+    outer_step: int
+    lineage: bytes
+    state: bytes
+    begun_at: float
+    attempt: int = 0
+    attempt_at: float = 0.0
+    own: ContributionReady | None = None
+    readies: dict[str, Ready] = field(default_factory=dict)
+    first_ready_at: float | None = None
+    stop_sent: bool = False
+    descriptor: Descriptor | None = None
+    followed_at: float = 0.0
+    sent: set[tuple[int, int]] = field(default_factory=set)
+    arrived: dict[int, set[int]] = field(default_factory=dict)
+    reduced: set[int] = field(default_factory=set)
+    held: dict[int, bytes] = field(default_factory=dict)
+    holder: dict[int, int | None] = field(default_factory=dict)
+    accepted: Accepted | None = None
+    leading: Descriptor | None = None
+    told: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    commit: Commit | None = None
+    fetch_at: float | None = None
+    fetching: set[int] = field(default_factory=set)
+    applying: bool = False
+    behind_since: float | None = None
+    asks: int = 0
+
+
+class Round:
+    """One peer's side of all rounds. ``handle(event, now)`` takes loop time and never raises because of a peer."""
+
+    def __init__(self, peer: str, run_id: str, n_elements: int, codec: str, quorum: int) -> None:
+        self.peer, self.run_id, self.n_elements, self.codec, self.quorum = peer, run_id, n_elements, codec, quorum
+        self.pace = Pace()
+        self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
+        self._alive: dict[str, Status] = {}
+        self._early: dict[str, Ready] = {}
+        self._step: _Step | None = None
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """The descriptor followed at present."""
+        return self._step.descriptor if self._step else None
+
+    @property
+    def pending_commit(self) -> Commit | None:
+        """The commit of this step, if it is known and not applied yet."""
+        return self._step.commit if self._step else None
+
+    def held(self, shard: int) -> bytes:
+        """Digest of the result held for a shard of this step."""
+        assert self._step is not None
+        return self._step.held[shard]
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        actions = self._handle(event, now)
+        self.history.append((now, event, actions))
+        return actions
+
+    def next_deadline(self) -> float | None:
+        """Loop time at which ``Tick`` is due, None if it never is."""
+        step = self._step
+        if step is None or step.applying:
+            return None
+        deadlines = [step.fetch_at] if step.fetch_at is not None else []
+        if step.commit is None:
+            if step.behind_since is not None:
+                deadlines.append(step.behind_since + BEHIND_S)
+            if step.first_ready_at is not None and step.own is None and not step.stop_sent:
+                deadlines.append(step.first_ready_at + self.pace.grace_s)
+            if step.own is not None:
+                deadlines.append(step.attempt_at + self.pace.attempt_s(step.attempt))
+            if self._may_begin(step):
+                deadlines.append(self._begin_by(step))
+            if self._collecting(step):
+                deadlines.append(step.followed_at + self.pace.reduce_s)
+        return min(deadlines, default=None)
+
+    def _handle(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case StepBegun():
+                return self._begin_step(event, now)
+            case Up(peer, status) | Changed(peer, status):
+                return self._on_status(peer, status, now)
+            case Down(peer, _):
+                return self._on_down(peer, now)
+        step = self._step
+        if step is None or step.applying:
+            return []
+        match event:
+            case ContributionReady():
+                return self._on_contribution(step, event, now)
+            case MessageFrom(sender, message):
+                return self._on_message(step, sender, message, now)
+            case ContributionArrived(plan_id, shard, sender):
+                return self._on_arrived(step, plan_id, shard, sender, now)
+            case ResultReady():
+                return self._on_result(step, event, now)
+            case FetchFailed(plan_id, shard):
+                step.fetching.discard(shard)
+                if step.commit is not None or step.descriptor is not None:
+                    step.fetch_at = now + 1.0
+                return []
+            case Tick():
+                return self._on_tick(step, now)
+        assert_never(event)
+
+    # Beginning: who is there, who is ready, who leads.
+
+    def _begin_step(self, event: StepBegun, now: float) -> list[Action]:
+        self._step = step = _Step(event.outer_step, event.lineage, event.state, now, attempt_at=now)
+        actions: list[Action] = []
+        early, self._early = self._early, {}
+        for sender, ready in sorted(early.items()):
+            if sender in self._alive and ready.outer_step == step.outer_step:
+                actions += self._on_ready(step, sender, ready, now)
+        return actions + self._notice_behind(step, now)
+
+    def _on_status(self, peer: str, status: Status, now: float) -> list[Action]:
+        known = self._alive.get(peer)
+        new_member = status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
+        self._alive[peer] = status
+        step = self._step
+        if step is None or step.applying:
+            return []
+        actions = self._notice_behind(step, now)
+        if new_member and step.own is not None and step.commit is None:
+            actions.append(Send(peer, self._own_ready(step)))
+        return actions
+
+    def _on_contribution(self, step: _Step, event: ContributionReady, now: float) -> list[Action]:
+        if event.outer_step != step.outer_step or step.commit is not None or step.own is not None:
+            return []
+        self.pace.phase(now - step.begun_at)
+        step.own = event
+        return self._say_ready(step, now)
+
+    def _say_ready(self, step: _Step, now: float) -> list[Action]:
+        step.attempt_at = now
+        ready = self._own_ready(step)
+        step.readies[self.peer] = ready
+        step.first_ready_at = now if step.first_ready_at is None else step.first_ready_at
+        return [Send(None, ready), *self._lead(step, now)]
+
+    def _own_ready(self, step: _Step) -> Ready:
+        assert step.own is not None
+        retry = step.attempt > 0
+        return Ready(
+            outer_step=step.outer_step,
+            attempt=step.attempt,
+            lineage=step.lineage,
+            state=step.state,
+            weight=step.own.weight,
+            loss=step.own.loss,
+            following=step.descriptor if retry else None,
+            accepted=step.accepted if retry else None,
+        )
+
+    def _on_ready(self, step: _Step, sender: str, ready: Ready, now: float) -> list[Action]:
+        if ready.outer_step < step.outer_step:
+            return [ForwardCommit(sender, ready.outer_step)]
+        if ready.outer_step == step.outer_step + 1:
+            self._early[sender] = ready
+        if ready.outer_step > step.outer_step:
+            return []
+        if (ready.lineage, ready.state) != (step.lineage, step.state):
+            return [Report("lineage_differs", (("member", sender), ("outer_step", ready.outer_step)))]
+        if step.commit is not None:
+            return [ForwardCommit(sender, step.outer_step)]
+        known = step.readies.get(sender)
+        if known is None or known.attempt <= ready.attempt:
+            step.readies[sender] = ready
+        step.first_ready_at = now if step.first_ready_at is None else step.first_ready_at
+        if ready.attempt > step.attempt:
+            # Somebody lost the leader: staying together matters more than being right about who is gone.
+            return self._next_attempt(step, ready.attempt, now)
+        return self._lead(step, now)
+
+    def _next_attempt(self, step: _Step, attempt: int, now: float) -> list[Action]:
+        step.attempt, step.leading, step.told, step.attempt_at = attempt, None, {}, now
+        return self._say_ready(step, now) if step.own is not None else self._lead(step, now)
+
+    def _expected(self, step: _Step) -> list[str]:
+        """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""
+        current = (step.outer_step, step.outer_step - 1)
+        others = [
+            peer
+            for peer, status in self._alive.items()
+            if status.role == Role.MEMBER and (status.outer_step in current or peer in step.readies)
+        ]
+        return sorted([*others, self.peer])
+
+    def _leader(self, step: _Step) -> str:
+        return leadership_order(self.run_id, step.outer_step, step.attempt, self._expected(step))[0]
+
+    def _ready_now(self, step: _Step) -> dict[str, Ready]:
+        return {
+            peer: ready
+            for peer, ready in sorted(step.readies.items())
+            if ready.attempt == step.attempt and (peer == self.peer or peer in self._alive)
+        }
+
+    def _may_begin(self, step: _Step) -> bool:
+        return (
+            step.leading is None
+            and step.commit is None
+            and step.first_ready_at is not None
+            and len(self._ready_now(step)) >= self.quorum
+            and self._leader(step) == self.peer
+        )
+
+    def _begin_by(self, step: _Step) -> float:
+        """When the leader stops waiting: stragglers stop training one grace window after the first Ready."""
+        assert step.first_ready_at is not None
+        since = step.first_ready_at if step.attempt == 0 else step.attempt_at
+        return since + 1.5 * self.pace.grace_s + 0.25
+
+    def _lead(self, step: _Step, now: float) -> list[Action]:
+        if not self._may_begin(step):
+            return []
+        ready = self._ready_now(step)
+        if not ready.keys() >= set(self._expected(step)) and now < self._begin_by(step):
+            return []
+        descriptor = plan.next_descriptor(
+            ready, self.run_id, step.outer_step, step.attempt, self.peer, self.n_elements, self.codec, self.quorum
+        )
+        return self._announce(step, descriptor, now)
+
+    def _announce(self, step: _Step, descriptor: Descriptor, now: float) -> list[Action]:
+        step.leading, step.told = descriptor, {}
+        others: list[Action] = [Send(peer, descriptor) for peer in descriptor.peers if peer in self._alive]
+        return others + self._follow(step, descriptor, now)
+
+    # Reducing: contributions to reducers, results to everyone.
+
+    def _on_descriptor(self, step: _Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
+        if descriptor.outer_step != step.outer_step or descriptor.attempt < step.attempt or step.commit is not None:
+            return []
+        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
+            return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
+        known = step.descriptor
+        if known is not None:
+            rival = known.attempt == descriptor.attempt and known.leader != descriptor.leader
+            if rival or descriptor.order <= known.order:
+                return []
+        if reason := self._objection(step, descriptor):
+            return [Strike(sender, reason)]
+        return self._follow(step, descriptor, now)
+
+    def _objection(self, step: _Step, descriptor: Descriptor) -> str | None:
+        try:
+            descriptor.check(self.n_elements, BLOCK)
+        except ValueError as error:
+            return f"descriptor: {error}"
+        if descriptor.codec != self.codec or descriptor.run_id != self.run_id:
+            return "descriptor of another run or codec"
+        if self.peer in descriptor.peers:
+            weight = descriptor.members[descriptor.peers.index(self.peer)].weight
+            if step.own is None or step.own.weight != weight:
+                return f"descriptor gives this peer a weight of {weight}, which it never claimed"
+        return None
+
+    def _follow(self, step: _Step, descriptor: Descriptor, now: float) -> list[Action]:
+        known, step.descriptor, step.followed_at = step.descriptor, descriptor, now
+        if descriptor.attempt > step.attempt:
+            step.attempt, step.leading, step.attempt_at = descriptor.attempt, None, now
+        if known is None or known.plan_id != descriptor.plan_id:
+            step.sent, step.arrived, step.reduced = set(), {}, set()
+            step.held, step.holder, step.fetching, step.accepted = {}, {}, set(), None
+        actions: list[Action] = [Follow(descriptor)]
+        if self.peer not in descriptor.peers:
+            return actions
+        me = descriptor.peers.index(self.peer)
+        for shard, reducer in enumerate(descriptor.reducers):
+            if digest := descriptor.settled[shard]:
+                if step.held.get(shard) != digest:
+                    step.held.pop(shard, None)
+                    actions += self._fetch(step, descriptor, shard, digest)
+                continue
+            if shard in step.held and step.holder[shard] != reducer:
+                del step.held[shard]
+            if (shard, reducer) not in step.sent:
+                step.sent.add((shard, reducer))
+                if reducer == me:
+                    step.arrived.setdefault(shard, set()).add(me)
+                else:
+                    actions.append(SendContribution(descriptor, shard, descriptor.peers[reducer]))
+        for shard in range(descriptor.n_shards):
+            actions += self._tell(step, shard, now) if shard in step.held else self._reduce(step, shard, now)
+        return actions
+
+    def _fetch(self, step: _Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
+        if shard in step.fetching:
+            return []
+        step.fetching.add(shard)
+        leader_first = sorted(self._alive, key=lambda peer: (peer != descriptor.leader, peer))
+        return [Fetch(descriptor, shard, digest, tuple(leader_first))]
+
+    def _on_arrived(self, step: _Step, plan_id: bytes, shard: int, sender: str, now: float) -> list[Action]:
+        descriptor = step.descriptor
+        if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
+            return []
+        step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
+        return self._reduce(step, shard, now)
+
+    def _collecting(self, step: _Step) -> list[int]:
+        """Shards that this peer has to reduce and has not."""
+        descriptor = step.descriptor
+        if descriptor is None or self.peer not in descriptor.peers or step.commit is not None:
+            return []
+        me = descriptor.peers.index(self.peer)
+        return [
+            shard
+            for shard, reducer in enumerate(descriptor.reducers)
+            if reducer == me and shard not in step.reduced and not descriptor.settled[shard]
+        ]
+
+    def _reduce(self, step: _Step, shard: int, now: float) -> list[Action]:
+        """Reduce a shard once every member's share is here, or the member gone, or its time over."""
+        if shard not in self._collecting(step):
+            return []
+        assert step.descriptor is not None
+        arrived = step.arrived.get(shard, set())
+        waiting = [
+            peer
+            for index, peer in enumerate(step.descriptor.peers)
+            if index not in arrived and peer in self._alive and peer != self.peer
+        ]
+        overdue = now >= step.followed_at + self.pace.reduce_s
+        if (waiting and not overdue) or len(arrived) < self.quorum:
+            return []
+        step.reduced.add(shard)
+        return [Reduce(step.descriptor, shard, tuple(sorted(arrived)))]
+
+    def _on_result(self, step: _Step, event: ResultReady, now: float) -> list[Action]:
+        descriptor, shard = step.descriptor, event.shard
+        if descriptor is None or descriptor.plan_id != event.plan_id or shard in step.held:
+            return []
+        reducer = descriptor.reducers[shard]
+        wanted = step.commit.digests[shard] if step.commit else descriptor.settled[shard]
+        if event.sender is None:
+            step.fetching.discard(shard)
+        elif event.sender != descriptor.peers[reducer]:
+            return []
+        if wanted and event.digest != wanted:
+            return []
+        step.held[shard], step.holder[shard] = event.digest, reducer
+        if step.commit is not None:
+            return self._apply_if_complete(step, now)
+        actions = self._tell(step, shard, now)
+        if event.sender == self.peer:
+            others = tuple(peer for peer in descriptor.peers if peer != self.peer and peer in self._alive)
+            actions.insert(0, SendResult(descriptor, shard, others))
+        return actions
+
+    # Committing: what is held is told to the leader, what more than half hold is committed, what is committed applied.
+
+    def _tell(self, step: _Step, shard: int, now: float) -> list[Action]:
+        descriptor = step.descriptor
+        if descriptor is None or descriptor.attempt != step.attempt:
+            return []
+        if len(step.held) == descriptor.n_shards:
+            step.accepted = Accepted(descriptor, tuple(step.held[shard] for shard in range(descriptor.n_shards)))
+        held = Held(step.outer_step, descriptor.attempt, descriptor.revision, shard, step.held[shard])
+        if descriptor.leader == self.peer:
+            return self._on_held(step, self.peer, held, now)
+        return [Send(descriptor.leader, held)]
+
+    def _on_held(self, step: _Step, sender: str, held: Held, now: float) -> list[Action]:
+        leading = step.leading
+        if leading is None or (held.outer_step, held.attempt, held.revision) != (step.outer_step, *leading.order):
+            return []
+        if sender not in leading.peers or held.shard >= leading.n_shards:
+            return [Strike(sender, "holds a shard that it cannot hold")]
+        step.told.setdefault(sender, {})[held.shard] = held.digest
+        digests = plan.decided_digests(leading, step.told)
+        if digests is None:
+            return []
+        commit = Commit(leading, digests)
+        return [Send(None, commit), *self._on_commit(step, self.peer, commit, now)]
+
+    def _on_commit(self, step: _Step, sender: str, commit: Commit, now: float) -> list[Action]:
+        descriptor = commit.descriptor
+        if descriptor.outer_step != step.outer_step or step.commit is not None:
+            return []
+        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
+            return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
+        try:
+            descriptor.check(self.n_elements, BLOCK)
+        except ValueError as error:
+            return [Strike(sender, f"commit: {error}")]
+        if len(commit.digests) != descriptor.n_shards or descriptor.codec != self.codec:
+            return [Strike(sender, "commit does not fit its descriptor")]
+        actions: list[Action] = []
+        followed = step.descriptor is not None and step.descriptor.plan_id == descriptor.plan_id
+        if not followed:
+            step.held, step.holder, step.fetching = {}, {}, set()
+        if step.descriptor != descriptor:
+            actions.append(Follow(descriptor))
+        step.descriptor, step.commit, step.leading = descriptor, commit, None
+        for shard, digest in enumerate(commit.digests):
+            if step.held.get(shard, digest) != digest:
+                del step.held[shard]
+        # Results that are still on their way need about as long as the round has taken so far.
+        step.fetch_at = now + (0.1 + (now - step.followed_at) if followed else 0.0)
+        return actions + self._apply_if_complete(step, now)
+
+    def _apply_if_complete(self, step: _Step, now: float) -> list[Action]:
+        assert step.commit is not None
+        if len(step.held) < step.commit.descriptor.n_shards:
+            return []
+        if step.own is not None and self.peer in step.commit.descriptor.peers:
+            self.pace.round(now - step.followed_at)
+        step.applying = True
+        return [Apply(step.commit)]
+
+    # What goes wrong: peers that die, leaders that are lost, rounds that were missed.
+
+    def _on_down(self, peer: str, now: float) -> list[Action]:
+        step = self._step
+        led = step is not None and self._leader_in_view(step) == peer
+        self._alive.pop(peer, None)
+        self._early.pop(peer, None)
+        if step is None or step.applying:
+            return []
+        if step.commit is not None:
+            step.fetch_at = now
+            return self._on_tick(step, now)
+        step.readies.pop(peer, None)
+        if step.own is not None and (led or self._lost_majority(step)):
+            return self._next_attempt(step, step.attempt + 1, now)
+        if step.leading is not None:
+            alive = {*self._alive, self.peer}
+            if descriptor := plan.reassigned_descriptor(step.leading, alive, step.told):
+                return self._announce(step, descriptor, now)
+        actions = [action for shard in self._collecting(step) for action in self._reduce(step, shard, now)]
+        return actions + self._lead(step, now)
+
+    def _lost_majority(self, step: _Step) -> bool:
+        """Whether what is followed cannot be committed any more by those who are left."""
+        descriptor = step.descriptor
+        if descriptor is None or descriptor.attempt != step.attempt:
+            return False
+        voters = [descriptor.peers[index] for index in descriptor.voters]
+        return 2 * sum(voter == self.peer or voter in self._alive for voter in voters) <= len(voters)
+
+    def _leader_in_view(self, step: _Step) -> str:
+        if step.descriptor is not None and step.descriptor.attempt == step.attempt:
+            return step.descriptor.leader
+        return self._leader(step)
+
+    def _notice_behind(self, step: _Step, now: float) -> list[Action]:
+        ahead = any(
+            status.outer_step > step.outer_step for status in self._alive.values() if status.role == Role.MEMBER
+        )
+        if not ahead:
+            step.behind_since = None
+        elif step.behind_since is None:
+            step.behind_since = now
+        return []
+
+    def _on_message(self, step: _Step, sender: str, message: object, now: float) -> list[Action]:
+        match message:
+            case Ready():
+                return self._on_ready(step, sender, message, now)
+            case Descriptor():
+                return self._on_descriptor(step, sender, message, now)
+            case Held():
+                return self._on_held(step, sender, message, now)
+            case Commit():
+                return self._on_commit(step, sender, message, now)
+            case CommitRequest(outer_step):
+                return [ForwardCommit(sender, outer_step)]
+        raise TypeError(f"no such message: {message!r}")
+
+    def _on_tick(self, step: _Step, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if step.behind_since is not None and now >= step.behind_since + BEHIND_S and step.commit is None:
+            if step.asks >= MOST_ASKS:
+                step.asks, step.behind_since = 0, now
+                return [Resync(f"nobody has the commit of outer step {step.outer_step}")]
+            step.asks, step.behind_since = step.asks + 1, now
+            ahead = [peer for peer, status in sorted(self._alive.items()) if status.outer_step > step.outer_step]
+            return [Send(peer, CommitRequest(step.outer_step)) for peer in ahead[:3]]
+        if step.fetch_at is not None and now >= step.fetch_at:
+            step.fetch_at = None
+            return self._fetch_missing(step)
+        if step.commit is not None:
+            return []
+        waited_for = step.own is None and step.first_ready_at is not None and not step.stop_sent
+        if waited_for and now >= (step.first_ready_at or now) + self.pace.grace_s:
+            step.stop_sent = True
+            actions.append(StopTraining())
+        if step.own is not None and now >= step.attempt_at + self.pace.attempt_s(step.attempt):
+            return actions + self._next_attempt(step, step.attempt + 1, now)
+        for shard in self._collecting(step):
+            actions += self._reduce(step, shard, now)
+        return actions + self._lead(step, now)
+
+    def _fetch_missing(self, step: _Step) -> list[Action]:
+        descriptor = step.descriptor
+        if descriptor is None:
+            return []
+        wanted = step.commit.digests if step.commit else descriptor.settled
+        return [
+            action
+            for shard, digest in enumerate(wanted)
+            if digest and shard not in step.held
+            for action in self._fetch(step, descriptor, shard, digest)
+        ]
+
+    def validate(self) -> None:
+        """Every invariant of one peer's view; the ones between peers are checked where all can be seen."""
+        step = self._step
+        if step is None:
+            return
+        assert self.peer not in self._alive
+        assert step.leading is None or step.leading.leader == self.peer
+        assert step.leading is None or step.leading.attempt == step.attempt
+        assert step.descriptor is None or step.descriptor.attempt <= step.attempt or step.commit is not None
+        assert step.applying is False or step.commit is not None
+        if step.accepted is not None:
+            assert len(step.accepted.digests) == step.accepted.descriptor.n_shards

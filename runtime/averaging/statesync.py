@@ -1,0 +1,160 @@
+"""Downloading a run's state: from one member, and checked against what the others have committed."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peers.errors import PeerError, ProtocolViolation, StreamClosed
+from peers.transport import Stream, Transport
+from peers.wire import Codec, Digest
+from runtime.averaging.transfer import receive_bytes, send_bytes
+
+STATE_PROTOCOL = "atoll-state-1"
+MAX_HEADER_BYTES = 256
+CLAIM_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class State:
+    """Anchor and outer momentum, float32 (P,) on the CPU, at the start of ``outer_step``."""
+
+    outer_step: int
+    lineage: bytes
+    anchor_P: Tensor
+    momentum_P: Tensor
+
+
+@dataclass(frozen=True)
+class ClaimRequest:
+    """What do you say that the state of this outer step is?"""
+
+    outer_step: int
+
+
+@dataclass(frozen=True)
+class StateRequest:
+    """Send me the state that you are at."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    outer_step: int
+    lineage: Digest
+    state: Digest
+    """SHA-256 of the anchor's bytes, then the momentum's, little-endian float32."""
+
+
+STATE = Codec(ClaimRequest, StateRequest, Claim)
+
+
+class StateSync:
+    """Serves this peer's state, and gets another's.
+
+    Args:
+        snapshot: the claim for the present state, and its anchor and momentum as float32 vectors that are not written
+            to any more; None while there is none.
+        claims: the claims of this peer for the last outer steps, by outer step.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        n_elements: int,
+        snapshot: Callable[[], tuple[Claim, Tensor, Tensor] | None],
+        claims: Callable[[], dict[int, Claim]],
+        strike: Callable[[str, str], None],
+    ) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._transport, self._n_elements = transport, n_elements
+        self._snapshot, self._claims, self._strike = snapshot, claims, strike
+
+    async def serve(self) -> None:
+        await self._transport.serve(STATE_PROTOCOL, self._on_request)
+
+    async def download(self, donor: str, witnesses: Sequence[str], progress: Callable[[int, int], None]) -> State:
+        """The donor's present state, once more than half of the witnesses that know it have confirmed its claim.
+
+        Args: progress is called with bytes done and bytes in all.
+        Raises: PeerError blaming the donor, if it is gone, sends what does not match its claim, or stands alone.
+        """
+        stream = await self._transport.open(donor, (), STATE_PROTOCOL)
+        try:
+            await stream.send(STATE.encode(StateRequest()))
+            claim = await self._claim(stream)
+            anchor_bytes = await self._vector(stream, 0, progress)
+            momentum_bytes = await self._vector(stream, len(anchor_bytes), progress)
+        finally:
+            stream.close()
+        if hashlib.sha256(anchor_bytes + momentum_bytes).digest() != claim.state:
+            raise ProtocolViolation(donor, "sent a state that is not the one it claims")
+        await self._confirm(donor, claim, witnesses)
+        anchor_P, momentum_P = (
+            torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (anchor_bytes, momentum_bytes)
+        )
+        return State(claim.outer_step, claim.lineage, anchor_P, momentum_P)
+
+    async def _claim(self, stream: Stream) -> Claim:
+        claim = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+        if not isinstance(claim, Claim):
+            raise ProtocolViolation(stream.peer, "a claim was due")
+        return claim
+
+    async def _vector(self, stream: Stream, done_bytes: int, progress: Callable[[int, int], None]) -> bytes:
+        """One of the two vectors, in pieces small enough to show how far it is."""
+        n_bytes, piece_bytes, data = 4 * self._n_elements, 1 << 20, bytearray()
+        while len(data) < n_bytes:
+            data += await receive_bytes(stream, min(piece_bytes, n_bytes - len(data)))
+            progress(done_bytes + len(data), 2 * n_bytes)
+        self.bytes_received += n_bytes
+        return bytes(data)
+
+    async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            asked = [tasks.create_task(self._ask(peer, claim.outer_step)) for peer in witnesses if peer != donor]
+        heard = [task.result() for task in asked if task.result() is not None]
+        agreeing = sum(other == claim for other in heard)
+        if heard and 2 * agreeing <= len(heard):
+            reason = f"only {agreeing} of {len(heard)} others confirm its state of outer step {claim.outer_step}"
+            raise ProtocolViolation(donor, reason)
+
+    async def _ask(self, peer: str, outer_step: int) -> Claim | None:
+        try:
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                stream = await self._transport.open(peer, (), STATE_PROTOCOL)
+                try:
+                    await stream.send(STATE.encode(ClaimRequest(outer_step)))
+                    return await self._claim(stream)
+                finally:
+                    stream.close()
+        except (PeerError, TimeoutError):
+            return None
+
+    async def _on_request(self, stream: Stream) -> None:
+        try:
+            request = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+            if isinstance(request, ClaimRequest):
+                if claim := self._claims().get(request.outer_step):
+                    await stream.send(STATE.encode(claim))
+            elif isinstance(request, StateRequest):
+                snapshot = self._snapshot()
+                if snapshot is None:
+                    return
+                claim, anchor_P, momentum_P = snapshot
+                await stream.send(STATE.encode(claim))
+                for vector_P in (anchor_P, momentum_P):
+                    # In the receiver's pieces, so that a chunk never spans two of them.
+                    view = vector_P.numpy().data.cast("B")
+                    for start in range(0, len(view), 1 << 20):
+                        self.bytes_sent += await send_bytes(stream, view[start : start + (1 << 20)])
+            else:
+                raise ProtocolViolation(stream.peer, "a request was due")
+            await stream.receive(1)
+        except ProtocolViolation as error:
+            self._strike(error.peer, error.reason)
+        except StreamClosed:
+            return

@@ -1,0 +1,199 @@
+"""Bulk between peers: a stream for each share, result or piece, cut into chunks, its length known before it is read.
+
+``PUSH``: a member sends its share of a shard to the reducer, the reducer its result to the members. ``PIECE``: a result
+is fetched from whoever holds it, by its digest and by nothing else.
+"""
+
+import asyncio
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from peers.errors import ProtocolViolation, StreamClosed
+from peers.transport import FRAME_HEADER_BYTES, Stream, Transport
+from peers.wire import Codec, Digest
+
+PUSH_PROTOCOL = "atoll-push-1"
+PIECE_PROTOCOL = "atoll-piece-1"
+# 256 KiB: five in flight fill a 50 Mbit/s link at 200 ms.
+CHUNK_BYTES = 1 << 18
+MAX_HEADER_BYTES = 256
+# A share can outrun the descriptor it belongs to by the difference of two paths, not by more.
+PLAN_WAIT_S = 10.0
+
+
+class Kind(IntEnum):
+    CONTRIBUTION = 0
+    RESULT = 1
+
+
+@dataclass(frozen=True)
+class Push:
+    """The first frame of a pushed stream; ``n_bytes`` follow in chunks."""
+
+    kind: int
+    plan_id: Digest
+    shard: int
+    n_bytes: int
+
+
+HEADER = Codec(Push)
+
+
+async def send_bytes(stream: Stream, data: bytes | memoryview) -> int:
+    """Send ``data`` in chunks; the bytes that it took on the stream.
+
+    Raises: StreamClosed.
+    """
+    view, sent_bytes = memoryview(data), 0
+    for start in range(0, len(view), CHUNK_BYTES):
+        chunk = view[start : start + CHUNK_BYTES]
+        await stream.send(chunk)
+        sent_bytes += FRAME_HEADER_BYTES + len(chunk)
+    return sent_bytes
+
+
+async def receive_bytes(stream: Stream, n_bytes: int) -> bytes:
+    """Exactly ``n_bytes`` that ``send_bytes`` sent.
+
+    Raises: StreamClosed if they end early; ProtocolViolation if a chunk is empty or goes past the end.
+    """
+    data = bytearray()
+    while len(data) < n_bytes:
+        chunk = await stream.receive(min(CHUNK_BYTES, n_bytes - len(data)))
+        if not chunk:
+            raise ProtocolViolation(stream.peer, "an empty chunk")
+        data += chunk
+    return bytes(data)
+
+
+class Transfers:
+    """Sends and receives the bulk of the rounds of one peer.
+
+    Args:
+        limit: for a sender, kind, plan and shard, the exact number of bytes that may come, None if nothing may.
+        arrived: called with sender, kind, plan, shard and data when all of it is here.
+        piece: the result with this digest, None if it is not held.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        limit: Callable[[str, Kind, bytes, int], int | None],
+        arrived: Callable[[str, Kind, bytes, int, bytes], None],
+        piece: Callable[[bytes], bytes | None],
+        strike: Callable[[str, str], None],
+    ) -> None:
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._transport, self._limit, self._arrived = transport, limit, arrived
+        self._piece, self._strike = piece, strike
+        self._plan: bytes | None = None
+        self._past: dict[bytes, None] = {}
+        self._plan_changed = asyncio.Event()
+
+    async def serve(self) -> None:
+        await self._transport.serve(PUSH_PROTOCOL, self._on_push)
+        await self._transport.serve(PIECE_PROTOCOL, self._on_piece)
+
+    def follow(self, plan_id: bytes) -> None:
+        """Take what belongs to this plan from now on, and nothing of the one before."""
+        if self._plan is not None and self._plan != plan_id:
+            self._past[self._plan] = None
+            while len(self._past) > 64:
+                del self._past[next(iter(self._past))]
+        self._past.pop(plan_id, None)
+        self._plan = plan_id
+        self._plan_changed.set()
+        self._plan_changed = asyncio.Event()
+
+    async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, data: bytes) -> None:
+        """Send one share or result whole.
+
+        Raises: PeerError if the peer cannot be reached or goes away.
+        """
+        stream = await self._transport.open(peer, (), PUSH_PROTOCOL)
+        try:
+            header = HEADER.encode(Push(kind, plan_id, shard, len(data)))
+            await stream.send(header)
+            self.bytes_sent += FRAME_HEADER_BYTES + len(header) + await send_bytes(stream, data)
+            # The receiver ends the stream when it has everything: closing first could cut what is still on its way.
+            await self._end(stream)
+        finally:
+            stream.close()
+
+    async def fetch(self, peer: str, digest: bytes, most_bytes: int) -> bytes:
+        """A result by its digest, unchecked.
+
+        Raises: PeerError, also if the peer does not hold it.
+        """
+        stream = await self._transport.open(peer, (), PIECE_PROTOCOL)
+        try:
+            await stream.send(digest)
+            (n_bytes,) = struct.unpack("!Q", await _exactly(stream, 8))
+            if n_bytes > most_bytes:
+                raise ProtocolViolation(peer, f"a piece of {n_bytes} bytes, the limit is {most_bytes}")
+            data = await receive_bytes(stream, n_bytes)
+            self.bytes_received += FRAME_HEADER_BYTES + 8 + len(data)
+            return data
+        finally:
+            stream.close()
+
+    async def _end(self, stream: Stream) -> None:
+        try:
+            await stream.receive(1)
+        except StreamClosed:
+            return
+
+    async def _on_push(self, stream: Stream) -> None:
+        try:
+            header: Push = HEADER.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+            if header.kind not in list(Kind):
+                raise ProtocolViolation(stream.peer, f"unknown kind of transfer {header.kind}")
+            kind = Kind(header.kind)
+            if not await self._known(header.plan_id):
+                return
+            limit = self._limit(stream.peer, kind, header.plan_id, header.shard)
+            if limit is None:
+                return
+            if header.n_bytes > limit:
+                raise ProtocolViolation(stream.peer, f"announces {header.n_bytes} bytes, the limit is {limit}")
+            data = await receive_bytes(stream, header.n_bytes)
+            self.bytes_received += FRAME_HEADER_BYTES + len(data)
+            await stream.send(b"\0")
+            self._arrived(stream.peer, kind, header.plan_id, header.shard, data)
+        except ProtocolViolation as error:
+            self._strike(error.peer, error.reason)
+        except StreamClosed:
+            return
+
+    async def _known(self, plan_id: bytes) -> bool:
+        """Whether the plan is the one that is followed, now or soon."""
+        try:
+            async with asyncio.timeout(PLAN_WAIT_S):
+                while plan_id != self._plan and plan_id not in self._past:
+                    await self._plan_changed.wait()
+        except TimeoutError:
+            return False
+        return plan_id == self._plan
+
+    async def _on_piece(self, stream: Stream) -> None:
+        try:
+            data = self._piece(await _exactly(stream, 32))
+            if data is None:
+                return
+            await stream.send(struct.pack("!Q", len(data)))
+            self.bytes_sent += FRAME_HEADER_BYTES + 8 + await send_bytes(stream, data)
+            await self._end(stream)
+        except ProtocolViolation as error:
+            self._strike(error.peer, error.reason)
+        except StreamClosed:
+            return
+
+
+async def _exactly(stream: Stream, n_bytes: int) -> bytes:
+    frame = await stream.receive(n_bytes)
+    if len(frame) != n_bytes:
+        raise ProtocolViolation(stream.peer, f"a frame of {len(frame)} bytes where {n_bytes} were due")
+    return frame

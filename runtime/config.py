@@ -1,0 +1,191 @@
+"""The run file's contents: everything that must be equal on every peer. And, apart from it, the peer's own settings.
+
+A string that follows a field is its documentation: it becomes the comment in a run file written by ``atoll init``.
+"""
+
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    preset: str = "toy"
+    """Model size: toy (136 thousand parameters), small (1.9 million), medium (10 million) or large (124 million)."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True)
+class DataSection:
+    source: str = "stdlib"
+    """stdlib: the sources of the running Python's standard library; files: what each volunteer names with --data."""
+    validation_fraction: float = 0.05
+    """Share of the files kept for validation, never trained on."""
+
+
+@dataclass(frozen=True)
+class InnerSection:
+    steps: int = 25
+    """Inner steps that a peer takes alone between two outer steps (H in the DiLoCo paper)."""
+    batch: int = 16
+    """Sequences in one inner step."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW; it warms up, then follows a cosine to final_ratio of the peak."""
+    final_ratio: float = 0.1
+    """Learning rate at the end of the schedule, as a share of the peak."""
+    warmup_steps: int = 50
+    """Inner steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest L2 norm of a gradient; longer ones are scaled down."""
+
+
+@dataclass(frozen=True)
+class OuterSection:
+    steps: int = 20
+    """Outer steps in the run: its length, and that of the learning rate schedule."""
+    learning_rate: float = 0.7
+    """Outer learning rate (DiLoCo uses 0.7)."""
+    momentum: float = 0.9
+    """Nesterov momentum of the outer optimizer once the ramp is over."""
+    momentum_ramp_steps: int = 20
+    """Outer steps over which the momentum rises from 0: constant 0.9 loses to one peer alone in short runs."""
+
+
+@dataclass(frozen=True)
+class AveragingSection:
+    codec: str = "int8"
+    """How contributions travel: int8 (a quarter of the bytes) or float32."""
+    quorum: int = 1
+    """Fewest contributions that may be committed."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str = "atoll"
+    """A name for people; the run is identified by its run id."""
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    inner: InnerSection = field(default_factory=InnerSection)
+    outer: OuterSection = field(default_factory=OuterSection)
+    averaging: AveragingSection = field(default_factory=AveragingSection)
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """This machine's own business. Nothing here can differ in what the run computes."""
+
+    folder: Path
+    """Where this peer keeps its state, its event log and its copy of the manifest."""
+    key: Path
+    """File with the peer's private Ed25519 key, mode 0600."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    threads: int = 0
+    """CPU threads for training; 0 leaves the choice to PyTorch."""
+    data: str | None = None
+    """Text file, folder or glob to train on, where the run's data.source is files."""
+    host: str = "0.0.0.0"
+    """IP address to listen on: all interfaces, since others have to reach a peer."""
+    port: int = 0
+    """TCP port to listen on; 0 takes a free one."""
+    exit_with_stdin: bool = False
+    """Leave, as on SIGTERM, when standard input ends: a child of ``atoll demo`` does not outlive it."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """The values that a key may have: a test, and the words for it."""
+
+    words: str
+    accepts: Callable[[object], bool]
+
+
+def whole(low: int, high: int) -> Allowed:
+    return Allowed(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def number(words: str, accepts: Callable[[float], bool]) -> Allowed:
+    return Allowed(
+        f"a number {words}", lambda value: isinstance(value, float) and math.isfinite(value) and accepts(value)
+    )
+
+
+def one_of(*choices: str) -> Allowed:
+    return Allowed(f"{', '.join(choices[:-1])} or {choices[-1]}", lambda value: value in choices)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= 64 and value.isprintable() and not value.isspace()
+
+
+def _is_device(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value) is not None
+
+
+def _is_ip(value: object) -> bool:
+    try:
+        ipaddress.ip_address(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+POSITIVE = number("above 0", lambda value: value > 0)
+# Whole numbers end at 2**31 - 1 and seeds at 2**63 - 1: what every decoder of a manifest and every generator takes.
+COUNT, COUNT_OR_0, SEED = whole(1, 2**31 - 1), whole(0, 2**31 - 1), whole(0, 2**63 - 1)
+
+RUN_LIMITS: Mapping[str, Allowed] = {
+    "name": Allowed("1 to 64 printable characters", _is_name),
+    "model.preset": one_of("toy", "small", "medium", "large"),
+    "model.seed": SEED,
+    "data.source": one_of("stdlib", "files"),
+    "data.validation_fraction": number("above 0 and below 0.5", lambda value: 0 < value < 0.5),
+    "inner.steps": COUNT,
+    "inner.batch": COUNT,
+    "inner.learning_rate": POSITIVE,
+    "inner.final_ratio": number("from 0 to 1", lambda value: 0 <= value <= 1),
+    "inner.warmup_steps": COUNT_OR_0,
+    "inner.weight_decay": number("of at least 0", lambda value: value >= 0),
+    "inner.clip_norm": POSITIVE,
+    "outer.steps": COUNT,
+    "outer.learning_rate": POSITIVE,
+    "outer.momentum": number("from 0 up to, but not, 1", lambda value: 0 <= value < 1),
+    "outer.momentum_ramp_steps": COUNT_OR_0,
+    "averaging.codec": one_of("int8", "float32"),
+    "averaging.quorum": whole(1, 4096),
+}
+
+PEER_LIMITS: Mapping[str, Allowed] = {
+    "device": Allowed("auto, cpu, cuda or cuda:N", _is_device),
+    "threads": whole(0, 4096),
+    "host": Allowed("an IP address of this machine, or 0.0.0.0 for all of them", _is_ip),
+    "port": whole(0, 65535),
+}
+
+
+def validate(config: RunConfig | PeerConfig, where: str = "run file") -> None:
+    """Check every value of a whole configuration against the one table of limits.
+
+    Raises: ConfigError that starts with ``where`` (a file, or "command line") and names the key, what was found and
+    what is allowed.
+    """
+    for key, allowed in (RUN_LIMITS if isinstance(config, RunConfig) else PEER_LIMITS).items():
+        value: object = config
+        for attribute in key.split("."):
+            value = getattr(value, attribute)
+        if not allowed.accepts(value):
+            raise ConfigError(f"{where}: {key} is {shown(value)}, but must be {allowed.words}")
+
+
+def shown(value: object) -> str:
+    """``value`` as a reader of an error message should see it: on one line and short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""Model, data, inner loop and outer optimizer: torch, and no network."""

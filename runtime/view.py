@@ -1,0 +1,62 @@
+"""What a volunteer sees of their own peer: a spinner while something is waited for, then a line for each outer step."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from rich.console import Console
+
+from peers.wire import short
+from runtime.config import RunConfig
+
+
+class View:
+    """Writes to standard error, so that standard output keeps to the invite."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._last_step = 0
+
+    def waiting(self, what: str) -> AbstractContextManager[object]:
+        """Shows that something is under way until the block ends; a plain line where there is no terminal."""
+        if self._console.is_terminal:
+            return self._console.status(what)
+        self._console.print(f"{what} ...")
+        return nullcontext()
+
+    def run(self, config: RunConfig, run_id: str, n_elements: int) -> None:
+        self._last_step = config.outer.steps
+        self._console.print(
+            f"run {config.name} ({run_id[:12]}): {n_elements:,} parameters, {config.outer.steps} outer steps of "
+            f"{config.inner.steps} inner steps; Ctrl-C leaves"
+        )
+
+    def show(self, event: str, fields: Mapping[str, object]) -> None:
+        """One line for what a volunteer wants to know, nothing for the rest."""
+        if line := self._line(event, fields):
+            self._console.print(line)
+
+    def _line(self, event: str, fields: Mapping[str, object]) -> str | None:
+        match event, fields:
+            case "outer_step_committed", {
+                "outer_step": step,
+                "members": list(members),
+                "loss": loss,
+                "round_s": seconds,
+            }:
+                shown = "-" if loss is None else f"{loss:.3f}"
+                round_s = "" if seconds is None else f", round {seconds:.2f} s"
+                took_part = f"{len(members)} took part"
+                return f"outer step {step}/{self._last_step}: loss {shown}, {took_part}{round_s}"
+            case "member_up", {"member": str(member)}:
+                return f"member {short([member])} is here"
+            case "member_down", {"member": str(member), "reason": reason}:
+                return f"member {short([member])} is gone: {reason}"
+            case "joined", {"outer_step": step}:
+                return f"joined at outer step {step}"
+            case "validated", {"outer_step": step, "val_loss": float(loss)}:
+                return f"validation loss {loss:.4f} nats/byte at outer step {step}"
+            case (("strike" | "join_failed" | "manifest_failed"), {"member": str(member), "reason": reason}):
+                return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
+            case "left", {"reason": reason}:
+                return f"goodbye: {reason}"
+        return None

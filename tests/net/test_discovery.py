@@ -1,0 +1,295 @@
+"""Tables of a few peers on real sockets, in one process; the hostile ones speak hivemind's own RPC."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
+from hivemind.utils import MSGPackSerializer
+from hivemind.utils.timed_storage import ValueWithExpiration
+
+from peers import discovery as discovery_module
+from peers.discovery import CALL_TIMEOUT_S, MAX_VALUE_BYTES, DhtDiscovery
+from peers.identity import Identity
+from peers.p2pd import P2pdTransport
+
+KEY = "run/members"
+
+
+@dataclasses.dataclass
+class Member:
+    transport: P2pdTransport
+    discovery: DhtDiscovery
+
+
+@contextlib.asynccontextmanager
+async def swarm(folder: Path, count: int, clients: int = 0) -> AsyncIterator[list[Member]]:
+    """``count`` members and then ``clients`` that only dial out, all joined through the first."""
+    async with contextlib.AsyncExitStack() as stack:
+        members: list[Member] = []
+        bootstrap: tuple[str, ...] = ()
+        for index in range(count + clients):
+            path = folder / f"key{index}"
+            Identity.generate().save(path)
+            transport = await P2pdTransport.create(path, bootstrap=bootstrap, client_mode=index >= count)
+            stack.push_async_callback(transport.close)
+            bootstrap = bootstrap or await transport.addresses()
+            discovery = await DhtDiscovery.create(transport, bootstrap)
+            stack.push_async_callback(discovery.close)
+            members.append(Member(transport, discovery))
+        yield members
+
+
+def run(main: Any) -> None:
+    asyncio.run(asyncio.wait_for(main, 30))
+
+
+def soon() -> float:
+    return time.time() + 60
+
+
+async def call_store(sender: Member, receiver: Member, subkey: bytes, value: bytes, expires_at: float) -> list[bool]:
+    """What a hostile peer sends: any bytes, past all checks of the sender's own node."""
+    stub = sender.discovery._node.protocol.get_stub(PeerID.from_base58(receiver.transport.peer))
+    request = dht_pb2.StoreRequest(
+        keys=[DHTID.generate(KEY).to_bytes()],
+        subkeys=[subkey],
+        values=[value],
+        expiration_time=[expires_at],
+        in_cache=[False],
+        peer=sender.discovery._node.protocol.node_info,
+    )
+    answer = await stub.rpc_store(request, timeout=5)
+    return list(answer.store_ok)
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_any_of_three_stores_all_three_get(tmp_path: Path, factory: Callable[[], Any]) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 3) as members:
+            for index, member in enumerate(members):
+                assert await member.discovery.store(KEY, member.transport.peer, b"%d" % index, soon())
+            expected = {member.transport.peer: b"%d" % index for index, member in enumerate(members)}
+            for member in members:
+                assert await member.discovery.get(KEY) == expected
+                assert await member.discovery.get("another key") == {}
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(asyncio.wait_for(main(), 30))
+
+
+def test_a_peer_alone_has_a_table_of_its_own(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 1) as (member,):
+            assert await member.discovery.store(KEY, "me", b"here", soon())
+            assert await member.discovery.get(KEY) == {"me": b"here"}
+
+    run(main())
+
+
+def test_a_later_expiry_replaces_and_an_earlier_one_does_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (first, second):
+            now = time.time()
+            assert await first.discovery.store(KEY, "a", b"old", now + 60)
+            assert await first.discovery.store(KEY, "a", b"new", now + 61)
+            assert not await second.discovery.store(KEY, "a", b"older", now + 59)
+            assert await second.discovery.get(KEY) == {"a": b"new"}
+
+    run(main())
+
+
+def test_a_client_stores_into_others_and_reads_from_them(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 1, clients=2) as (server, client, other):
+            assert await client.discovery.store(KEY, "client", b"here", soon())
+            for member in (server, client, other):
+                assert await member.discovery.get(KEY) == {"client": b"here"}
+
+    run(main())
+
+
+def test_a_client_that_reaches_nobody_has_stored_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        Identity.generate().save(tmp_path / "key")
+        transport = await P2pdTransport.create(tmp_path / "key", client_mode=True)
+        discovery = await DhtDiscovery.create(transport, ())
+        assert not await discovery.store(KEY, "client", b"here", soon())
+        assert await discovery.get(KEY) == {}
+        await discovery.close()
+        await discovery.close()
+        await transport.close()
+
+    run(main())
+
+
+def test_what_is_out_of_bounds_is_stored_neither_here_nor_by_others(tmp_path: Path) -> None:
+    cases = [
+        ("a", MAX_VALUE_BYTES + 1, 60.0),
+        ("a" * 129, 1, 60.0),
+        ("a", 1, -1.0),
+        ("a", 1, 86_500.0),
+        ("a", 1, math.inf),
+        ("a", 1, math.nan),
+    ]
+
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (first, second):
+            for subkey, value_bytes, lifetime_s in cases:
+                value, expires_at = bytes(value_bytes), time.time() + lifetime_s
+                assert not await first.discovery.store(KEY, subkey, value, expires_at)
+                packed = MSGPackSerializer.dumps(subkey), MSGPackSerializer.dumps(value)
+                assert await call_store(first, second, *packed, expires_at) == [False]
+                assert await second.discovery.get(KEY) == {}
+
+    run(main())
+
+
+def test_hostile_records_are_refused_and_hide_nothing(tmp_path: Path) -> None:
+    dumps = MSGPackSerializer.dumps
+    hostile = {
+        "a value that is not msgpack": (dumps("evil"), b"\xc1"),
+        "a value cut short": (dumps("evil"), dumps(b"whole")[:-1]),
+        "a value of another type": (dumps("evil"), dumps({"a": 1})),
+        "an empty value": (dumps("evil"), b""),
+        "a plain value": (dumps(None), dumps(b"plain")),
+        "a plain value that is not msgpack": (dumps(None), b"\xc1"),
+        "a sub-key that is no text": (dumps(7), dumps(b"x")),
+        "a sub-key that is not msgpack": (b"\xd9", dumps(b"x")),
+    }
+
+    async def main() -> None:
+        async with swarm(tmp_path, 3) as (evil, good, reader):
+            assert await good.discovery.store(KEY, "good", b"record", soon())
+            for why, (subkey, value) in hostile.items():
+                for target in (good, reader):
+                    assert await call_store(evil, target, subkey, value, soon() + 600) == [False], why
+            started = time.monotonic()
+            assert await reader.discovery.get(KEY) == {"good": b"record"}
+            assert time.monotonic() - started < 1
+
+    run(main())
+
+
+def test_a_lying_holder_cannot_hide_what_others_hold(tmp_path: Path) -> None:
+    forged = DictionaryDHTValue()
+    forged.latest_expiration_time = "never"
+    forged.maxsize = "all"
+    lies = [
+        ValueWithExpiration(MSGPackSerializer.dumps(b"plain"), math.inf),
+        ValueWithExpiration(b"\xc1", math.inf),
+        ValueWithExpiration(DictionaryDHTValue(), math.inf),
+        ValueWithExpiration(forged, math.inf),
+        None,
+    ]
+
+    async def main() -> None:
+        async with swarm(tmp_path, 3) as (evil, good, reader):
+            assert await good.discovery.store(KEY, "good", b"record", soon())
+            reader.discovery._node.protocol.storage.clear()
+            for lie in lies:
+                evil.discovery._node.protocol.storage.get = lambda key, lie=lie: lie
+                for _ in range(3):
+                    assert await reader.discovery.get(KEY) == {"good": b"record"}
+
+    run(main())
+
+
+def test_a_poisoned_dictionary_costs_a_timeout_and_no_exception(tmp_path: Path) -> None:
+    """The worst case, in our own storage and past every check: hivemind's search never ends."""
+
+    async def main() -> None:
+        async with swarm(tmp_path, 1) as (member,):
+            entries = DictionaryDHTValue()
+            entries.store("evil", b"\xc1", soon())
+            protocol = member.discovery._node.protocol
+            protocol.storage.data[DHTID.generate(KEY)] = ValueWithExpiration(entries, soon())
+            started = time.monotonic()
+            assert await member.discovery.get(KEY) == {}
+            assert time.monotonic() - started < CALL_TIMEOUT_S + 1
+            assert await member.discovery.store("another key", "a", b"x", soon())
+
+    run(main())
+
+
+def test_a_cancelled_call_is_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (first, second):
+            for call in (first.discovery.get(KEY), first.discovery.store(KEY, "a", b"x", soon())):
+                task = asyncio.create_task(call)
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert await second.discovery.store(KEY, "a", b"y", soon())
+            assert await first.discovery.get(KEY) == {"a": b"y"}
+
+    run(main())
+
+
+def test_records_outlive_the_peer_that_stored_them_and_the_bootstrap_peer(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 4) as (bootstrap, writer, third, fourth):
+            assert await writer.discovery.store(KEY, "writer", b"record", soon())
+            for leaver in (bootstrap, writer):
+                await leaver.discovery.close()
+                await leaver.transport.close()
+            for member in (third, fourth):
+                assert await member.discovery.get(KEY) == {"writer": b"record"}
+            assert await third.discovery.store(KEY, "third", b"new", soon())
+            assert await fourth.discovery.get(KEY) == {"writer": b"record", "third": b"new"}
+
+    run(main())
+
+
+def test_an_emptied_table_is_joined_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (first, second):
+            assert await first.discovery.store(KEY, "first", b"record", soon())
+            table = second.discovery._node.protocol.routing_table
+            for node_id in list(table.uid_to_peer_id):
+                del table[node_id]
+            second.discovery._node.protocol.storage.clear()
+            assert await second.discovery.get(KEY) == {"first": b"record"}
+
+    run(main())
+
+
+def test_of_too_many_entries_a_bounded_number_is_kept_and_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery_module, "_MAX_STORED_ENTRIES", 5)
+    monkeypatch.setattr(discovery_module, "MAX_ENTRIES", 3)
+
+    async def main() -> None:
+        async with swarm(tmp_path, 1) as (member,):
+            stored = [await member.discovery.store(KEY, f"{i}", b"x", soon()) for i in range(7)]
+            assert stored == [True] * 5 + [False] * 2
+            assert await member.discovery.store(KEY, "0", b"y", soon() + 1)
+            found = await member.discovery.get(KEY)
+            assert len(found) == 3
+            assert await member.discovery.get(KEY) == found
+
+    run(main())
+
+
+def test_after_the_death_of_p2pd_calls_fail_softly(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (first, second):
+            await first.transport.close()
+            assert await first.discovery.get(KEY) == {}
+            assert not await first.discovery.store(KEY, "a", b"x", soon())
+            await first.discovery.close()
+            assert await second.discovery.store(KEY, "a", b"x", soon())
+
+    run(main())
