@@ -140,7 +140,7 @@ class Membership:
             return []
         match event:
             case Known(peer, addresses):
-                link = self._links.setdefault(peer, _Link(retry_at=now))
+                link = self._links.setdefault(peer, _Link(retry_at=now, last_heard=now))
                 if addresses != link.addresses:
                     link.addresses, link.retry_at, link.retry_s = addresses, now, RETRY_FIRST_S
                 self._forget()
@@ -164,7 +164,7 @@ class Membership:
                 silent = [
                     action
                     for peer, link in sorted(self._links.items())
-                    if link.open and now - link.last_heard >= SILENCE_S
+                    if link.open and now >= link.last_heard + SILENCE_S
                     for action in self._ended(peer, f"silent for {now - link.last_heard:.1f} s", False, now)
                 ]
                 return silent + self._dial_due(now)
@@ -175,17 +175,21 @@ class Membership:
         link.last_heard = now
         if status is None:
             return []
-        first, link.status, link.retry_s = link.status is None, status, RETRY_FIRST_S
+        first, link.status = link.status is None, status
         if not link.sending:
-            # It found us first: answer at once, whatever our own retry schedule says.
-            link.retry_at = now
+            if first:
+                # It found us: answer at once, whatever our own retry schedule says.
+                link.retry_at = now
             return self._dial_due(now)
+        link.retry_s = RETRY_FIRST_S
         return [Up(peer, status)] if first else [Changed(peer, status)]
 
     def _ended(self, peer: str, reason: str, left: bool, now: float) -> list[Action]:
         link = self._links.setdefault(peer, _Link())
         was_up, had_any = link.up, link.open
         link.sending, link.status = False, None
+        # Down and Drop close what is left of the link, and that is a dial as well.
+        link.dialling = link.dialling and not had_any
         self._retry_later(link, now, RETRY_MOST_S if left else link.retry_s)
         if was_up:
             return [Down(peer, reason)]

@@ -56,12 +56,11 @@ class MemberRecord:
     """Where a peer of a run can be dialled; sealed, kept in the DHT under the run's key.
 
     ``expires_at`` is the writer's Unix time, hours ahead: two clocks may differ by an hour, and whether a peer lives is
-    judged on its streams alone. A higher ``sequence`` replaces a lower one.
+    judged on its streams alone.
     """
 
     run_id: RunId
     addresses: Addresses
-    sequence: int
     expires_at: float
     left: bool
 

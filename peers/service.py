@@ -106,7 +106,6 @@ class Mesh:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._addresses: Addresses = ()
-        self._sequence = 0
         self._over = False
 
     def members(self) -> dict[str, Status]:
@@ -149,9 +148,8 @@ class Mesh:
                 await asyncio.gather(*(queue.join() for queue in self._queues.values()))
 
     async def _announce(self, left: bool = False) -> None:
-        self._sequence += 1
         expires_at = self._unix_time() + RECORD_TTL_S
-        record = MemberRecord(self._run_id, self._addresses, self._sequence, expires_at, left)
+        record = MemberRecord(self._run_id, self._addresses, expires_at, left)
         value = seal(self._identity, MEMBER_CONTEXT, RECORD.encode(record))
         await self._discovery.store(self._key, self.peer, value, expires_at)
 

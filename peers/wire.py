@@ -135,7 +135,7 @@ class Codec:
     def decode(self, data: bytes, sender: str) -> Any:
         """The message in ``data``.
 
-        Raises: ProtocolViolation blaming ``sender`` for any bytes that ``encode`` could not have made.
+        Raises: ProtocolViolation blaming ``sender`` for any bytes that are not a message of this protocol.
         """
         value = unpack(data, sender)
         if type(value) is not list or not value or type(value[0]) is not int or not 0 <= value[0] < len(self._readers):

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from rich.status import Status as StatusLine
 from torch import Tensor
 
 from peers.discovery import DhtDiscovery
-from peers.errors import NetworkError, PeerError
+from peers.errors import NetworkError, PeerError, ProtocolViolation
 from peers.identity import Identity
 from peers.messages import Role, Status
 from peers.p2pd import P2pdTransport
@@ -40,6 +41,7 @@ MANIFEST_FILE = "manifest"
 CHECKPOINT_EVERY = 10
 # An inner step of a large model on a CPU can outlast the five seconds that leaving may take.
 LAST_INNER_STEP_S = 2.0
+HINT_AFTER_S = 10.0
 EXIT_INTERRUPTED = 130
 
 
@@ -72,7 +74,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
         with view.waiting("connecting"):
             peer = await _Peer.create(stack, identity, peer_config, invite.run_id, invite.addresses, view)
         with view.waiting("looking for a member of the run"):
-            manifest = await peer.until_leaving(peer.find_manifest())
+            manifest = await peer.until_leaving(peer.find_manifest(invite.addresses))
         if manifest is None:
             return await peer.leave()
         _claim_folder(peer_config.folder, manifest)
@@ -234,10 +236,20 @@ class _Peer:
             for one in (task, leaving, failed):
                 await _end(one)
 
-    async def find_manifest(self) -> Manifest:
-        """Ask members for the manifest until one has the right one."""
+    async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
+        """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.
+
+        Raises: ConfigError if whoever is there is in another run.
+        """
+        loop = asyncio.get_running_loop()
+        began, hinted = loop.time(), False
+        invited = {address.rpartition("/p2p/")[2] for address in addresses}
+        strangers: set[str] = set()
         while True:
-            for member in self.mesh.members():
+            there = invited.intersection(await self._p2pd.connected_peers())
+            if there and there <= strangers and not self.mesh.members():
+                raise ConfigError("the peer of this invite is in another run by now: ask for a newer invite")
+            for member in [*self.mesh.members(), *sorted(there - strangers - self.mesh.members().keys())]:
                 try:
                     stream = await self.transport.open(member, (), MANIFEST_PROTOCOL)
                     try:
@@ -247,8 +259,14 @@ class _Peer:
                         stream.close()
                     return open_manifest(sealed, self.run_id, member)
                 except (PeerError, TimeoutError) as error:
-                    self.log.report("manifest_failed", member=member, reason=str(error))
+                    if isinstance(error, ProtocolViolation) and member not in self.mesh.members():
+                        strangers.add(member)
+                    else:
+                        self.log.report("manifest_failed", member=member, reason=str(error))
             await asyncio.sleep(0.1)
+            if not hinted and loop.time() - began > HINT_AFTER_S:
+                hinted = True
+                self.view.say("nobody of this run answers yet; still looking (is the invite the newest one?)")
 
     async def take_part(self, manifest: Manifest, trainer: ReplicaTrainer, established: bool) -> int:
         """Everything from having a model to saying goodbye."""
@@ -280,7 +298,10 @@ class _Peer:
             committed=lambda: self._keep_state(trainer, averager),
         )
         self.view.run(config, manifest.run_id, trainer.n_elements)
-        await self.until_leaving(averager.run())
+        with self.view.training() as line:
+            moving = asyncio.create_task(_keep_moving(line, trainer, config))
+            await self.until_leaving(averager.run())
+            await _end(moving)
         if self._saving is not None:
             await asyncio.wait([self._saving])
         if averager.established:
@@ -298,6 +319,8 @@ class _Peer:
 
     async def leave(self) -> int:
         self.log.report("left", reason=self._reason)
+        # What comes from now on is the others' answer to the goodbye, and no news.
+        self.mesh.listener = lambda event: None
         await self.mesh.leave(self._reason)
         return self._exit_code
 
@@ -320,6 +343,13 @@ def _claim_folder(folder: Path, manifest: Manifest) -> None:
         file.write_bytes(manifest.sealed)
     elif file.read_bytes() != manifest.sealed:
         raise ConfigError(f"{folder} belongs to another run: name another folder with --folder, or remove it")
+
+
+async def _keep_moving(line: StatusLine, trainer: ReplicaTrainer, config: RunConfig) -> None:
+    while True:
+        done, step = trainer.replica.inner_steps_done, trainer.outer_step + 1
+        line.update(f"outer step {step}: inner step {done} of {config.inner.steps}")
+        await asyncio.sleep(0.25)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -213,7 +213,7 @@ def demo(
         raise ConfigError("the demo kills one of the joiners, and with --peers 1 there is none; say --no-kill")
     from runtime.demo import DemoOptions, run_demo
 
-    return run_demo(DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir))
+    return run_demo(DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir=workdir))
 
 
 def _peer_config(

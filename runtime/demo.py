@@ -42,6 +42,8 @@ class DemoOptions:
     kill: bool = True
     late_joiner: bool = True
     seed: int = 0
+    quorum: int | None = None
+    """Fewest contributions to a step; None for half of the peers, so that the first does not run ahead alone."""
     workdir: Path | None = None
     """None for a temporary folder, which stays."""
 
@@ -60,8 +62,7 @@ def run_demo(options: DemoOptions) -> int:
         data=replace(defaults.data, source="stdlib" if options.data is None else "files"),
         inner=replace(defaults.inner, steps=options.inner_steps),
         outer=replace(defaults.outer, steps=options.outer_steps),
-        # So that the first peer does not run ahead alone while the joiners still import; met without the killed one.
-        averaging=replace(defaults.averaging, quorum=(options.peers + 1) // 2),
+        averaging=replace(defaults.averaging, quorum=options.quorum or (options.peers + 1) // 2),
     )
     with console.status("Reading the text ..."):
         load_corpus(config.data.source, options.data, config.data.validation_fraction)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
+from rich.status import Status
 
 from peers.wire import short
 from runtime.config import RunConfig
@@ -30,6 +31,13 @@ class View:
             f"{config.inner.steps} inner steps; Ctrl-C leaves"
         )
 
+    def say(self, line: str) -> None:
+        self._console.print(line)
+
+    def training(self) -> Status:
+        """A line that moves with the inner steps, below the others; nothing where there is no terminal."""
+        return self._console.status("waiting for the first inner step")
+
     def show(self, event: str, fields: Mapping[str, object]) -> None:
         """One line for what a volunteer wants to know, nothing for the rest."""
         if line := self._line(event, fields):
@@ -51,6 +59,8 @@ class View:
                 return f"member {short([member])} is here"
             case "member_down", {"member": str(member), "reason": reason}:
                 return f"member {short([member])} is gone: {reason}"
+            case "state_downloading", {"bytes": int(done), "of_bytes": int(all_bytes)}:
+                return f"downloading the state: {done / 1e6:.1f} of {all_bytes / 1e6:.1f} MB"
             case "joined", {"outer_step": step}:
                 return f"joined at outer step {step}"
             case "validated", {"outer_step": step, "val_loss": float(loss)}:

@@ -23,7 +23,7 @@ class Codec(Protocol):
         """Length of what ``encode`` makes of ``n_elements``."""
 
     def encode(self, vector_P: Tensor) -> bytes:
-        """A float32 CPU vector as bytes."""
+        """A float32 CPU vector as bytes; what is not finite in it becomes zero, so that it does not poison others."""
 
     def decode(self, payload: bytes, n_elements: int) -> Tensor:
         """The float32 vector (n_elements,) in ``payload``, the same bits on every IEEE-754 machine.
@@ -39,7 +39,7 @@ class Float32:
         return 4 * n_elements
 
     def encode(self, vector_P: Tensor) -> bytes:
-        return vector_P.numpy().tobytes()
+        return torch.where(torch.isfinite(vector_P), vector_P, 0.0).numpy().tobytes()
 
     def decode(self, payload: bytes, n_elements: int) -> Tensor:
         _check_length(payload, self.encoded_bytes(n_elements))
@@ -53,8 +53,7 @@ class Int8:
     """Block-wise absolute maximum: ``x ~ q * scale``, q in -127..127, scale = max |x| of the block / 127.
 
     The scales of all blocks come first, float32 little-endian, then one byte an element. Decoding rounds once, in
-    ``float32(q) * scale``. A block with a value that is not finite, or all of it denormal, becomes zeros: one peer's
-    divergence must not poison the others.
+    ``float32(q) * scale``. A block with a value that is not finite, or all of it denormal, becomes zeros.
     """
 
     name = "int8"
@@ -81,11 +80,13 @@ class Int8:
 
     def decode(self, payload: bytes, n_elements: int) -> Tensor:
         _check_length(payload, self.encoded_bytes(n_elements))
+        if not n_elements:
+            return torch.empty(0)
         n_blocks = -(-n_elements // BLOCK)
         scales_N = _floats(payload[: 4 * n_blocks])
-        if not ((scales_N >= 0) & (scales_N < MOST_SCALE)).all():
+        if not ((scales_N == 0) | (scales_N >= LEAST_SCALE) & (scales_N < MOST_SCALE)).all():
             raise ValueError("a scale is not a number that an encoder makes")
-        quantised_P = torch.frombuffer(bytearray(memoryview(payload)[4 * n_blocks :]), dtype=torch.int8)
+        quantised_P = torch.frombuffer(bytearray(payload), dtype=torch.int8)[4 * n_blocks :]
         decoded_P = torch.empty(n_elements)
         for start in range(0, n_elements, SLICE_ELEMENTS):
             part_P = quantised_P[start : start + SLICE_ELEMENTS].float()

@@ -5,11 +5,10 @@ applied in one go: state, lineage and counter change together or not at all.
 """
 
 import asyncio
-import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -19,60 +18,20 @@ from peers.identity import Identity
 from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
-from peers.wire import seal, unseal
 from runtime.averaging import events
 from runtime.averaging.lineage import next_lineage
-from runtime.averaging.messages import (
-    COMMIT_CONTEXT,
-    DESCRIPTOR_CONTEXT,
-    ROUND,
-    SIGNED,
-    Begin,
-    Commit,
-    Committed,
-    Descriptor,
-)
+from runtime.averaging.messages import ROUND, Commit, Committed, Descriptor
+from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
+from runtime.averaging.seals import Seals
 from runtime.averaging.statesync import Claim, State, StateSync
 from runtime.averaging.transfer import Kind, Transfers
 
 KEPT_CLAIMS = 16
-# One commit a step is the rule; a peer that sends others is not to fill the memory.
-MOST_SEALED = 64
 FETCH_TIMEOUT_S = 10.0
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
-
-
-class InnerWork(Protocol):
-    """What one inner phase came to."""
-
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
-
-
-class Trainer(Protocol):
-    """What averaging needs of training. ``train`` runs elsewhere (a thread) until done or told to stop."""
-
-    n_elements: int
-
-    @property
-    def outer_step(self) -> int: ...
-    @property
-    def anchor_P(self) -> Tensor: ...
-    @property
-    def momentum_P(self) -> Tensor: ...
-    @property
-    def progress(self) -> int: ...
-    async def train(self, stop: threading.Event) -> InnerWork: ...
-    def pseudo_gradient(self) -> Tensor: ...
-    def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None: ...
-    def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None: ...
-    def state_digest(self) -> bytes: ...
-    def anchor_digest(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -119,16 +78,12 @@ class Averager:
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._claims, self.strike)
         self._claims: dict[int, Claim] = {}
         self._snapshot_cache: tuple[Claim, Tensor, Tensor] | None = None
-        self._sealed: dict[Commit, bytes] = {}
+        self._seals = Seals(identity)
         self._inbox: asyncio.Queue[events.Event | _Joined] = asyncio.Queue()
         self._background: dict[asyncio.Task[None], str] = {}
-        self._stop_training = threading.Event()
-        self._train_now = asyncio.Event()
-        self._training_over = asyncio.Event()
-        self._training_over.set()
-        self._pausing = False
+        self._phases = InnerPhases(trainer, self._on_work)
         self._syncing = False
-        self._ready_at = self._followed_at = 0.0
+        self._ready_at = self._followed_at = self._shown_at = 0.0
 
     @property
     def finished(self) -> bool:
@@ -152,7 +107,8 @@ class Averager:
         await self._sync.serve()
         self._mesh.listener = self._on_mesh
         async with asyncio.TaskGroup() as tasks:
-            always = [tasks.create_task(self._keep_training()), tasks.create_task(self._keep_status())]
+            self._tasks = tasks
+            always = [tasks.create_task(self._phases.run()), tasks.create_task(self._keep_status())]
             try:
                 if self.established:
                     await self._feed(self._step_begun())
@@ -164,13 +120,12 @@ class Averager:
                     if self.finished and self.established and linger_until is None:
                         linger_until = loop.time() + LINGER_S
             finally:
-                self._stop_training.set()
                 for task in (*always, *self._background):
                     task.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
         """Run ``work`` beside the rounds until it ends, this peer does, or ``peer`` is lost."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._tasks.create_task(work)
         self._background[task] = peer
         task.add_done_callback(self._background.pop)
 
@@ -207,12 +162,14 @@ class Averager:
                 self._send(to, message)
             case events.ForwardCommit(to, outer_step):
                 pending = self.machine.pending_commit
-                here = pending is not None and pending.descriptor.outer_step == outer_step
-                sealed = self._sealed.get(pending) if pending and here else self._results.sealed_commit(outer_step)
-                if sealed:
+                if pending is not None and pending.descriptor.outer_step == outer_step:
+                    sealed: bytes | None = self._seals.sealed(pending)
+                else:
+                    sealed = self._results.sealed_commit(outer_step)
+                if sealed is not None:
                     self._mesh.send(to, ROUND.encode(Committed(sealed)))
             case events.StopTraining():
-                self._stop_training.set()
+                self._phases.stop()
             case events.Follow(descriptor):
                 self._follow(descriptor)
             case events.SendContribution(descriptor, shard, to):
@@ -227,7 +184,7 @@ class Averager:
             case events.Fetch():
                 self._spawn(self._fetch(action), self._identity.peer)
             case events.Apply(commit):
-                await self._pause_training()
+                await self._phases.pause()
                 return [self._apply(commit)]
             case events.Resync(reason):
                 self._report("behind", reason=reason)
@@ -249,8 +206,8 @@ class Averager:
             for shard in range(descriptor.n_shards)
             if me is None or me not in contributors[shard]
         ]
-        self._results.keep(commit, self._sealed[commit])
-        self._sealed.clear()
+        self._results.keep(commit, self._seals.sealed(commit))
+        self._seals.forget_step()
         trainer.apply_outer_step(mean_P, missed)
         self.lineage = next_lineage(
             self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
@@ -267,10 +224,9 @@ class Averager:
         self._claims[step] = Claim(step, self.lineage, state)
         self._claims.pop(step - KEPT_CLAIMS, None)
         self.established, self._snapshot_cache = True, None
-        self._mesh.set_status(self._status(), announce=self.finished)
+        self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
-            self._stop_training.clear()
-            self._train_now.set()
+            self._phases.go()
         return events.StepBegun(step, self.lineage, state)
 
     def _log_commit(self, descriptor: Descriptor, included: list[int]) -> None:
@@ -301,30 +257,11 @@ class Averager:
 
     # Training: in the trainer's own time, between two outer steps.
 
-    async def _keep_training(self) -> None:
-        while True:
-            await self._train_now.wait()
-            if not self._train_now.is_set():
-                continue
-            self._train_now.clear()
-            self._training_over.clear()
-            try:
-                work = await self._trainer.train(self._stop_training)
-            finally:
-                self._training_over.set()
-            if not self._pausing:
-                self._results.own_P = self._trainer.pseudo_gradient()
-                self._ready_at = asyncio.get_running_loop().time()
-                loss = work.loss if abs(work.loss) < 1e9 else None
-                step = self._trainer.outer_step
-                self._inbox.put_nowait(events.ContributionReady(step, work.tokens, loss))
-
-    async def _pause_training(self) -> None:
-        self._pausing = True
-        self._train_now.clear()
-        self._stop_training.set()
-        await self._training_over.wait()
-        self._pausing = False
+    def _on_work(self, work: InnerWork) -> None:
+        self._results.own_P = self._trainer.pseudo_gradient()
+        self._ready_at = asyncio.get_running_loop().time()
+        loss = work.loss if abs(work.loss) < 1e9 else None
+        self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
 
     def _status(self) -> Status:
         role = Role.MEMBER if self.established else Role.JOINING
@@ -341,7 +278,7 @@ class Averager:
         match event:
             case Received(sender, body):
                 try:
-                    message = self._open(sender, ROUND.decode(body, sender))
+                    message = self._seals.decode(body, sender)
                 except ProtocolViolation as error:
                     self.strike(error.peer, error.reason)
                     return
@@ -355,29 +292,8 @@ class Averager:
             case _:
                 self._inbox.put_nowait(event)
 
-    def _open(self, sender: str, message: Any) -> events.Message:
-        """Break the seal of what a leader signed, and keep a commit's for those who will need it."""
-        if not isinstance(message, Begin | Committed):
-            return message  # type: ignore[no-any-return]
-        context = DESCRIPTOR_CONTEXT if isinstance(message, Begin) else COMMIT_CONTEXT
-        signer, body = unseal(message.sealed, context, sender)
-        signed: Descriptor | Commit = SIGNED.decode(body, sender)
-        leader = signed.leader if isinstance(signed, Descriptor) else signed.descriptor.leader
-        if signer != leader or isinstance(signed, Descriptor) != isinstance(message, Begin):
-            raise ProtocolViolation(sender, f"a {context} that its leader did not sign")
-        if isinstance(signed, Commit) and len(self._sealed) < MOST_SEALED:
-            self._sealed.setdefault(signed, message.sealed)
-        return signed
-
     def _send(self, to: str | None, message: events.Message) -> None:
-        if isinstance(message, Descriptor):
-            body = ROUND.encode(Begin(seal(self._identity, DESCRIPTOR_CONTEXT, SIGNED.encode(message))))
-        elif isinstance(message, Commit):
-            sealed = seal(self._identity, COMMIT_CONTEXT, SIGNED.encode(message))
-            self._sealed[message] = sealed
-            body = ROUND.encode(Committed(sealed))
-        else:
-            body = ROUND.encode(message)
+        body = self._seals.encode(message)
         for peer in self._mesh.members() if to is None else [to]:
             self._mesh.send(peer, body)
 
@@ -435,7 +351,7 @@ class Averager:
             if digest == wanted.digest:
                 self._inbox.put_nowait(events.ResultReady(plan_id, shard, None, digest))
                 return
-        self._inbox.put_nowait(events.FetchFailed(plan_id, shard))
+        self._inbox.put_nowait(events.FetchFailed(plan_id, shard, wanted.digest))
 
     # Joining: have the state that the members have, or get it.
 
@@ -460,6 +376,7 @@ class Averager:
             donors = sorted(peer for peer, status in members.items() if status.outer_step == furthest)
             state = None
             if furthest != self._trainer.outer_step or members[donors[0]].lineage != self.lineage:
+                self._shown_at = asyncio.get_running_loop().time()
                 state = await self._sync.download(donors[0], sorted(members), self._show_progress)
             self._inbox.put_nowait(_Joined(state))
         except PeerError as error:
@@ -473,19 +390,22 @@ class Averager:
         self._syncing = False
         if self.established:
             return events.Tick()
-        await self._pause_training()
+        await self._phases.pause()
         if state is not None:
             self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
             self.lineage = state.lineage
         self._results.forget_step()
         begun = self._step_begun()
-        self._mesh.set_status(self._status(), announce=True)
         self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
         return begun
 
     def _show_progress(self, done_bytes: int, all_bytes: int) -> None:
+        now = asyncio.get_running_loop().time()
         if done_bytes == all_bytes:
             self._report("state_downloaded", bytes=all_bytes)
+        elif now >= self._shown_at + 1.0:
+            self._shown_at = now
+            self._report("state_downloading", bytes=done_bytes, of_bytes=all_bytes)
 
     def _others_behind(self) -> bool:
         members = self._mesh.members().values()

@@ -59,6 +59,7 @@ class ResultReady:
 class FetchFailed:
     plan_id: bytes
     shard: int
+    digest: bytes
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import msgpack
 from peers.wire import Codec, Digest, Length, PeerId, RunId
 
 MAX_MEMBERS = 256
+MOST_ATTEMPTS = 1_000_000
+"""Nobody tries so often: a Ready that says so wants to push the others out of what fits on the wire."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Descriptor:
             raise ValueError(f"a shard does not begin at a multiple of {block}")
         if not len(self.reducers) == len(self.settled) == len(self.bounds) - 1:
             raise ValueError("reducers, settled and bounds differ in length")
+        if self.attempt > MOST_ATTEMPTS or self.revision > MOST_ATTEMPTS:
+            raise ValueError(f"attempt {self.attempt}, revision {self.revision}")
         if any(index >= n for index in (*self.reducers, *self.voters)):
             raise ValueError(f"an index beyond {n} members")
         if list(self.voters) != sorted(set(self.voters)):
@@ -107,7 +111,10 @@ class Ready:
     weight: int
     loss: float | None
     following: Descriptor | None
+    """The last descriptor that the sender followed; none at the first attempt."""
     accepted: Accepted | None
+    held: Annotated[tuple[Annotated[bytes, Length(0, 32)], ...], Length(0, MAX_MEMBERS)] = ()
+    """Digests of the results that it holds under ``following``, by shard; empty where it holds none."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,17 @@ class Pace:
     def round(self, seconds: float) -> None:
         self._rounds.append(seconds)
 
-    @property
-    def grace_s(self) -> float:
-        """How long the first that is ready waits for those still training: half of an inner phase, at least 0.5 s."""
-        return max(0.5, 0.5 * median(self._phases)) if self._phases else 2.0
+    def patience_s(self, elapsed_s: float) -> float:
+        """How long a peer that is still training goes on after another is ready: half of an inner phase.
+
+        A peer that has done none yet takes what has passed of this one: a newcomer then hands in what little it has.
+        """
+        return max(0.5, 0.5 * (median(self._phases) if self._phases else elapsed_s))
+
+    def grace_s(self, elapsed_s: float) -> float:
+        """How long a leader waits for the others after the first was ready: their patience, and time to say so."""
+        known = self.patience_s(elapsed_s)
+        return 0.25 + 1.5 * (known if self._phases else max(known, 2.0))
 
     @property
     def reduce_s(self) -> float:
@@ -30,4 +37,4 @@ class Pace:
     def attempt_s(self, attempt: int) -> float:
         """How long a ready member waits for a commit before it tries another leader; doubles, to let a slow one end."""
         usual = median(self._rounds) if self._rounds else 10.0
-        return (2 * self.grace_s + max(5.0, 10 * usual)) * float(1 << min(attempt, 4))
+        return (2 * self.grace_s(0.0) + max(5.0, 10 * usual)) * float(1 << min(attempt, 4))

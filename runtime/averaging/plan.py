@@ -4,17 +4,22 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from peers.election import leadership_order
 from runtime.averaging.codec import BLOCK
-from runtime.averaging.messages import Accepted, Descriptor, MemberEntry, Ready
+from runtime.averaging.messages import MAX_MEMBERS, Descriptor, MemberEntry, Ready
 from runtime.averaging.shards import shard_bounds
 
 
 def fresh_descriptor(
     run_id: str, outer_step: int, attempt: int, leader: str, readies: Mapping[str, Ready], n_elements: int, codec: str
 ) -> Descriptor:
-    """A new plan for those that are ready: every member reduces one shard, as far as there are blocks."""
-    members = tuple(MemberEntry(peer, ready.weight, ready.loss) for peer, ready in sorted(readies.items()))
-    some = next(iter(readies.values()))
+    """A new plan for those that are ready: every member reduces one shard, as far as there are blocks.
+
+    Of more than fit a descriptor, other ones are left out in each step; their work is in their next contribution.
+    """
+    chosen = leadership_order(run_id, outer_step, attempt, readies)[:MAX_MEMBERS]
+    members = tuple(MemberEntry(peer, readies[peer].weight, readies[peer].loss) for peer in sorted(chosen))
+    some = readies[chosen[0]]
     bounds = shard_bounds(n_elements, len(members), BLOCK)
     n_shards = len(bounds) - 1
     return Descriptor(
@@ -47,24 +52,24 @@ def next_descriptor(
     """How a new leader goes on from what the others have seen.
 
     A result that one of them has accepted may have been committed by a leader that died: it is taken over as it is.
-    Else the last plan goes on if enough of its members are here, so that only what was lost is sent again. Else, and at
-    the first attempt, there is a new plan.
+    Else the last plan goes on if enough of its members are here: shards of which someone holds a result are settled,
+    and only what was lost is sent again. Else, and at the first attempt, there is a new plan.
     """
     accepted = [ready.accepted for ready in readies.values() if ready.accepted]
     if accepted:
         best = max(accepted, key=lambda one: (one.descriptor.order, one.digests))
-        return resumed_descriptor(best.descriptor, attempt, leader, readies, best)
+        return resumed_descriptor(best.descriptor, attempt, leader, readies, best.digests)
     seen = [ready.following for ready in readies.values() if ready.following]
     if seen:
         last = max(seen, key=lambda descriptor: (descriptor.order, descriptor.plan_id))
         here = [peer for peer in last.peers if peer in readies]
         if len(here) >= quorum and 2 * len(here) > len(last.members):
-            return resumed_descriptor(last, attempt, leader, readies, None)
+            return resumed_descriptor(last, attempt, leader, readies, _held_digests(last, readies))
     return fresh_descriptor(run_id, outer_step, attempt, leader, readies, n_elements, codec)
 
 
 def resumed_descriptor(
-    last: Descriptor, attempt: int, leader: str, present: Collection[str], accepted: Accepted | None
+    last: Descriptor, attempt: int, leader: str, present: Collection[str], settled: tuple[bytes, ...]
 ) -> Descriptor:
     """The same plan under a new leader, among those of its members that are present."""
     here = [index for index, peer in enumerate(last.peers) if peer in present]
@@ -73,7 +78,7 @@ def resumed_descriptor(
         attempt=attempt,
         revision=0,
         leader=leader,
-        settled=accepted.digests if accepted else last.settled,
+        settled=settled,
         reducers=tuple(_heir(reducer, here, len(last.members)) for reducer in last.reducers),
         voters=tuple(here),
     )
@@ -96,7 +101,7 @@ def reassigned_descriptor(
         if len(digests) == len(here):
             continue
         if digests:
-            settled[shard] = min(digests)
+            settled[shard] = _most_held(digests)
         else:
             reducers[shard] = _heir(reducer, here, len(last.members))
     if (tuple(reducers), tuple(settled)) == (last.reducers, last.settled):
@@ -115,6 +120,21 @@ def decided_digests(descriptor: Descriptor, held: Mapping[str, Mapping[int, byte
         if 2 * count > len(descriptor.voters):
             return digests
     return None
+
+
+def _held_digests(last: Descriptor, readies: Mapping[str, Ready]) -> tuple[bytes, ...]:
+    """For each shard a result that someone present holds under this plan, or nothing."""
+    of_plan = [ready.held for ready in readies.values() if ready.following and ready.following.plan_id == last.plan_id]
+    return tuple(
+        _most_held([held[shard] for held in of_plan if len(held) > shard and held[shard]])
+        for shard in range(last.n_shards)
+    )
+
+
+def _most_held(digests: list[bytes]) -> bytes:
+    """The digest that most say they hold, the lowest among equals: one liar cannot have his settled. Empty if none."""
+    counts = Counter(digests)
+    return min(counts, key=lambda digest: (-counts[digest], digest), default=b"")
 
 
 def _heir(reducer: int, here: list[int], n_members: int) -> int:

@@ -51,6 +51,9 @@ class Results:
         if sender not in descriptor.peers:
             return None
         if kind is Kind.RESULT:
+            # Each member may come to be the shard's reducer, once.
+            if len(self._results.get(shard, ())) >= len(descriptor.members):
+                return None
             return result_bytes(len(descriptor.members), self._codec, self._elements(shard))
         if (shard, descriptor.peers.index(sender)) in self._shares:
             return None

@@ -44,6 +44,8 @@ from runtime.averaging.pace import Pace
 
 # A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
 BEHIND_S = 1.5
+# Attempts double in length: nobody who can hear the others is so far ahead of them.
+MOST_AHEAD = 64
 # Asking for one commit so often without an answer means that nobody keeps it any more.
 MOST_ASKS = 3
 
@@ -67,6 +69,7 @@ class _Step:
     sent: set[tuple[int, int]] = field(default_factory=set)
     arrived: dict[int, set[int]] = field(default_factory=dict)
     reduced: set[int] = field(default_factory=set)
+    here: set[tuple[int, bytes]] = field(default_factory=set)
     held: dict[int, bytes] = field(default_factory=dict)
     holder: dict[int, int | None] = field(default_factory=dict)
     accepted: Accepted | None = None
@@ -74,7 +77,9 @@ class _Step:
     told: dict[str, dict[int, bytes]] = field(default_factory=dict)
     commit: Commit | None = None
     fetch_at: float | None = None
-    fetching: set[int] = field(default_factory=set)
+    fetching: set[tuple[int, bytes]] = field(default_factory=set)
+    failed_fetches: int = 0
+    lost: set[Commit] = field(default_factory=set)
     applying: bool = False
     behind_since: float | None = None
     asks: int = 0
@@ -121,12 +126,12 @@ class Round:
             if step.behind_since is not None:
                 deadlines.append(step.behind_since + BEHIND_S)
             if step.first_ready_at is not None and step.own is None and not step.stop_sent:
-                deadlines.append(step.first_ready_at + self.pace.grace_s)
+                deadlines.append(self._stop_at(step))
             if step.own is not None:
                 deadlines.append(step.attempt_at + self.pace.attempt_s(step.attempt))
             if self._may_begin(step):
                 deadlines.append(self._begin_by(step))
-            if self._collecting(step):
+            if any(len(step.arrived.get(shard, ())) >= self.quorum for shard in self._collecting(step)):
                 deadlines.append(step.followed_at + self.pace.reduce_s)
         return min(deadlines, default=None)
 
@@ -150,11 +155,10 @@ class Round:
                 return self._on_arrived(step, plan_id, shard, sender, now)
             case ResultReady():
                 return self._on_result(step, event, now)
-            case FetchFailed(plan_id, shard):
-                step.fetching.discard(shard)
-                if step.commit is not None or step.descriptor is not None:
-                    step.fetch_at = now + 1.0
-                return []
+            case FetchFailed(_, shard, digest):
+                step.fetching.discard((shard, digest))
+                step.fetch_at = now + 1.0
+                return self._give_up(step, now) if step.commit else []
             case Tick():
                 return self._on_tick(step, now)
         assert_never(event)
@@ -208,6 +212,9 @@ class Round:
             loss=step.own.loss,
             following=step.descriptor if retry else None,
             accepted=step.accepted if retry else None,
+            held=tuple(step.held.get(shard, b"") for shard in range(step.descriptor.n_shards))
+            if retry and step.descriptor
+            else (),
         )
 
     def _on_ready(self, step: _Step, sender: str, ready: Ready, now: float) -> list[Action]:
@@ -221,6 +228,8 @@ class Round:
             return [Report("lineage_differs", (("member", sender), ("outer_step", ready.outer_step)))]
         if step.commit is not None:
             return [ForwardCommit(sender, step.outer_step)]
+        if reason := self._objection_to_ready(step, ready):
+            return [Strike(sender, reason)]
         known = step.readies.get(sender)
         if known is None or known.attempt <= ready.attempt:
             step.readies[sender] = ready
@@ -230,19 +239,48 @@ class Round:
             return self._next_attempt(step, ready.attempt, now)
         return self._lead(step, now)
 
+    def _objection_to_ready(self, step: _Step, ready: Ready) -> str | None:
+        """Why a Ready cannot be right: what it says of earlier attempts becomes the plan of the next."""
+        if ready.attempt > step.attempt + MOST_AHEAD:
+            return f"ready for attempt {ready.attempt} while others are at {step.attempt}"
+        past = [ready.following, ready.accepted.descriptor if ready.accepted else None]
+        for descriptor in past:
+            if descriptor is not None and (reason := self._misfit(step, descriptor)):
+                return f"ready after a {reason}"
+        if ready.accepted and len(ready.accepted.digests) != ready.accepted.descriptor.n_shards:
+            return "ready with a number of accepted results that does not fit their descriptor"
+        if any(len(digest) not in (0, 32) for digest in ready.held):
+            return "ready with a held digest of a wrong length"
+        return None
+
+    def _misfit(self, step: _Step, descriptor: Descriptor) -> str | None:
+        """Why a descriptor cannot be one of this step, whoever made it."""
+        try:
+            descriptor.check(self.n_elements, BLOCK)
+        except ValueError as error:
+            return f"descriptor that does not hold together: {error}"
+        if (descriptor.run_id, descriptor.codec, descriptor.outer_step) != (self.run_id, self.codec, step.outer_step):
+            return "descriptor of another run, codec or outer step"
+        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
+            return "descriptor of another lineage"
+        return None
+
     def _next_attempt(self, step: _Step, attempt: int, now: float) -> list[Action]:
         step.attempt, step.leading, step.told, step.attempt_at = attempt, None, {}, now
         return self._say_ready(step, now) if step.own is not None else self._lead(step, now)
 
     def _expected(self, step: _Step) -> list[str]:
         """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""
-        current = (step.outer_step, step.outer_step - 1)
-        others = [
-            peer
-            for peer, status in self._alive.items()
-            if status.role == Role.MEMBER and (status.outer_step in current or peer in step.readies)
-        ]
-        return sorted([*others, self.peer])
+
+        def may_come(peer: str, status: Status) -> bool:
+            # A heartbeat is up to a second old: who was at an earlier step may be at this one by now.
+            here = status.outer_step < step.outer_step or (status.outer_step, status.lineage) == (
+                step.outer_step,
+                step.lineage,
+            )
+            return status.role == Role.MEMBER and (here or peer in step.readies)
+
+        return sorted([self.peer, *(peer for peer, status in self._alive.items() if may_come(peer, status))])
 
     def _leader(self, step: _Step) -> str:
         return leadership_order(self.run_id, step.outer_step, step.attempt, self._expected(step))[0]
@@ -255,8 +293,10 @@ class Round:
         }
 
     def _may_begin(self, step: _Step) -> bool:
+        begun = step.descriptor is not None and step.descriptor.attempt == step.attempt
         return (
-            step.leading is None
+            not begun
+            and step.leading is None
             and step.commit is None
             and step.first_ready_at is not None
             and len(self._ready_now(step)) >= self.quorum
@@ -267,7 +307,12 @@ class Round:
         """When the leader stops waiting: stragglers stop training one grace window after the first Ready."""
         assert step.first_ready_at is not None
         since = step.first_ready_at if step.attempt == 0 else step.attempt_at
-        return since + 1.5 * self.pace.grace_s + 0.25
+        return since + self.pace.grace_s(step.first_ready_at - step.begun_at)
+
+    def _stop_at(self, step: _Step) -> float:
+        """When this peer stops training to contribute what it has, once another is ready."""
+        assert step.first_ready_at is not None
+        return step.first_ready_at + self.pace.patience_s(step.first_ready_at - step.begun_at)
 
     def _lead(self, step: _Step, now: float) -> list[Action]:
         if not self._may_begin(step):
@@ -302,15 +347,13 @@ class Round:
         return self._follow(step, descriptor, now)
 
     def _objection(self, step: _Step, descriptor: Descriptor) -> str | None:
-        try:
-            descriptor.check(self.n_elements, BLOCK)
-        except ValueError as error:
-            return f"descriptor: {error}"
-        if descriptor.codec != self.codec or descriptor.run_id != self.run_id:
-            return "descriptor of another run or codec"
-        if self.peer in descriptor.peers:
+        if reason := self._misfit(step, descriptor):
+            return reason
+        if descriptor.attempt > step.attempt + MOST_AHEAD:
+            return f"descriptor of attempt {descriptor.attempt} while others are at {step.attempt}"
+        if self.peer in descriptor.peers and step.own is not None:
             weight = descriptor.members[descriptor.peers.index(self.peer)].weight
-            if step.own is None or step.own.weight != weight:
+            if step.own.weight != weight:
                 return f"descriptor gives this peer a weight of {weight}, which it never claimed"
         return None
 
@@ -320,19 +363,23 @@ class Round:
             step.attempt, step.leading, step.attempt_at = descriptor.attempt, None, now
         if known is None or known.plan_id != descriptor.plan_id:
             step.sent, step.arrived, step.reduced = set(), {}, set()
-            step.held, step.holder, step.fetching, step.accepted = {}, {}, set(), None
+            step.here, step.held, step.holder, step.fetching, step.accepted = set(), {}, {}, set(), None
         actions: list[Action] = [Follow(descriptor)]
-        if self.peer not in descriptor.peers:
+        if not self._contributes(step):
             return actions
         me = descriptor.peers.index(self.peer)
         for shard, reducer in enumerate(descriptor.reducers):
             if digest := descriptor.settled[shard]:
-                if step.held.get(shard) != digest:
+                if (shard, digest) in step.here:
+                    step.held[shard], step.holder[shard] = digest, reducer
+                else:
                     step.held.pop(shard, None)
                     actions += self._fetch(step, descriptor, shard, digest)
                 continue
             if shard in step.held and step.holder[shard] != reducer:
                 del step.held[shard]
+            if reducer != me or shard not in step.held:
+                step.reduced.discard(shard)
             if (shard, reducer) not in step.sent:
                 step.sent.add((shard, reducer))
                 if reducer == me:
@@ -343,10 +390,17 @@ class Round:
             actions += self._tell(step, shard, now) if shard in step.held else self._reduce(step, shard, now)
         return actions
 
+    def _contributes(self, step: _Step) -> bool:
+        """Whether the contribution that the plan counts is here: a peer that came back may have none, or another."""
+        descriptor = step.descriptor
+        if descriptor is None or step.own is None or self.peer not in descriptor.peers:
+            return False
+        return descriptor.members[descriptor.peers.index(self.peer)].weight == step.own.weight
+
     def _fetch(self, step: _Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
-        if shard in step.fetching:
+        if (shard, digest) in step.fetching:
             return []
-        step.fetching.add(shard)
+        step.fetching.add((shard, digest))
         leader_first = sorted(self._alive, key=lambda peer: (peer != descriptor.leader, peer))
         return [Fetch(descriptor, shard, digest, tuple(leader_first))]
 
@@ -360,7 +414,7 @@ class Round:
     def _collecting(self, step: _Step) -> list[int]:
         """Shards that this peer has to reduce and has not."""
         descriptor = step.descriptor
-        if descriptor is None or self.peer not in descriptor.peers or step.commit is not None:
+        if descriptor is None or not self._contributes(step) or step.commit is not None:
             return []
         me = descriptor.peers.index(self.peer)
         return [
@@ -388,15 +442,16 @@ class Round:
 
     def _on_result(self, step: _Step, event: ResultReady, now: float) -> list[Action]:
         descriptor, shard = step.descriptor, event.shard
-        if descriptor is None or descriptor.plan_id != event.plan_id or shard in step.held:
+        if descriptor is None or descriptor.plan_id != event.plan_id:
+            return []
+        step.here.add((shard, event.digest))
+        if shard in step.held:
             return []
         reducer = descriptor.reducers[shard]
         wanted = step.commit.digests[shard] if step.commit else descriptor.settled[shard]
         if event.sender is None:
-            step.fetching.discard(shard)
-        elif event.sender != descriptor.peers[reducer]:
-            return []
-        if wanted and event.digest != wanted:
+            step.fetching.discard((shard, event.digest))
+        if event.digest != wanted if wanted else event.sender not in (None, descriptor.peers[reducer]):
             return []
         step.held[shard], step.holder[shard] = event.digest, reducer
         if step.commit is not None:
@@ -435,26 +490,22 @@ class Round:
 
     def _on_commit(self, step: _Step, sender: str, commit: Commit, now: float) -> list[Action]:
         descriptor = commit.descriptor
-        if descriptor.outer_step != step.outer_step or step.commit is not None:
+        if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
             return []
         if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
             return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
-        try:
-            descriptor.check(self.n_elements, BLOCK)
-        except ValueError as error:
-            return [Strike(sender, f"commit: {error}")]
-        if len(commit.digests) != descriptor.n_shards or descriptor.codec != self.codec:
+        if reason := self._misfit(step, descriptor):
+            return [Strike(sender, f"commit of a {reason}")]
+        if len(commit.digests) != descriptor.n_shards:
             return [Strike(sender, "commit does not fit its descriptor")]
         actions: list[Action] = []
         followed = step.descriptor is not None and step.descriptor.plan_id == descriptor.plan_id
         if not followed:
-            step.held, step.holder, step.fetching = {}, {}, set()
+            step.here, step.fetching = set(), set()
         if step.descriptor != descriptor:
             actions.append(Follow(descriptor))
         step.descriptor, step.commit, step.leading = descriptor, commit, None
-        for shard, digest in enumerate(commit.digests):
-            if step.held.get(shard, digest) != digest:
-                del step.held[shard]
+        step.held = {shard: digest for shard, digest in enumerate(commit.digests) if (shard, digest) in step.here}
         # Results that are still on their way need about as long as the round has taken so far.
         step.fetch_at = now + (0.1 + (now - step.followed_at) if followed else 0.0)
         return actions + self._apply_if_complete(step, now)
@@ -542,7 +593,7 @@ class Round:
         if step.commit is not None:
             return []
         waited_for = step.own is None and step.first_ready_at is not None and not step.stop_sent
-        if waited_for and now >= (step.first_ready_at or now) + self.pace.grace_s:
+        if waited_for and now >= self._stop_at(step):
             step.stop_sent = True
             actions.append(StopTraining())
         if step.own is not None and now >= step.attempt_at + self.pace.attempt_s(step.attempt):
@@ -550,6 +601,20 @@ class Round:
         for shard in self._collecting(step):
             actions += self._reduce(step, shard, now)
         return actions + self._lead(step, now)
+
+    def _give_up(self, step: _Step, now: float) -> list[Action]:
+        """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
+        commit, step.failed_fetches = step.commit, step.failed_fetches + 1
+        if step.failed_fetches < MOST_ASKS or commit is None:
+            return []
+        step.failed_fetches = 0
+        if any(status.outer_step > step.outer_step for status in self._alive.values()):
+            return [Resync(f"nobody has the results of outer step {step.outer_step} any more")]
+        step.lost.add(commit)
+        step.commit, step.accepted, step.descriptor, step.fetch_at = None, None, None, None
+        step.here, step.held, step.holder, step.reduced, step.fetching = set(), {}, {}, set(), set()
+        lost: list[Action] = [Report("commit_lost", (("outer_step", step.outer_step),))]
+        return lost + self._next_attempt(step, step.attempt + 1, now)
 
     def _fetch_missing(self, step: _Step) -> list[Action]:
         descriptor = step.descriptor

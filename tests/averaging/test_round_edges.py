@@ -1,0 +1,204 @@
+"""The round where it is thin: late, lost and rival messages, and who is left with what."""
+
+from dataclasses import replace
+
+import pytest
+from lone_round import NOW, PEERS, assert_never_spins, kinds, order, plan_of, ready_of, says, seated
+from round_table import Table, sha, weight_of
+
+from peers.membership import Changed, Up
+from peers.messages import Role, Status
+from runtime.averaging import events
+from runtime.averaging.messages import Commit, Descriptor, Held, Ready
+
+
+def test_the_second_descriptor_of_one_attempt_is_ignored() -> None:
+    leader, own, rival = order(PEERS[:3])
+    machine = seated(own, [leader, rival])
+    assert events.Follow in kinds(says(machine, leader, plan_of(leader, PEERS[:3])))
+    assert says(machine, rival, plan_of(rival, PEERS[:3])) == []
+    assert machine.descriptor == plan_of(leader, PEERS[:3])
+
+
+def test_a_descriptor_that_was_seen_before_is_ignored() -> None:
+    leader, own, _ = order(PEERS[:3])
+    machine = seated(own, [peer for peer in PEERS[:3] if peer != own])
+    says(machine, leader, plan_of(leader, PEERS[:3], revision=1))
+    assert says(machine, leader, plan_of(leader, PEERS[:3], revision=1)) == []
+    assert says(machine, leader, plan_of(leader, PEERS[:3], revision=0)) == []
+
+
+def test_who_follows_a_leader_does_not_lead_the_same_attempt() -> None:
+    # The other leader sees less peers than this one and so began first: both would count this peer's word.
+    own, other, third = order(PEERS[:3])
+    machine = seated(own, [other, third])
+    assert events.Follow in kinds(says(machine, other, plan_of(other, PEERS[:3])))
+    actions = says(machine, other, ready_of(other)) + says(machine, third, ready_of(third))
+    actions += machine.handle(events.Tick(), NOW + 60.0)
+    sent = [action.message for action in actions if isinstance(action, events.Send)]
+    assert not [message for message in sent if isinstance(message, Descriptor)]
+    assert machine.descriptor is not None
+    assert machine.descriptor.leader == other
+
+
+def test_nothing_is_applied_twice() -> None:
+    machine = seated("peer-a", [])
+    plan_id = machine.descriptor.plan_id if machine.descriptor else b""
+    applied: list[events.Action] = []
+    for _ in range(2):
+        for shard in range(1):
+            applied += machine.handle(events.ResultReady(plan_id, shard, "peer-a", sha(shard)), NOW)
+    assert sum(isinstance(action, events.Apply) for action in applied) == 1
+
+
+def test_waiting_for_shares_that_never_come_does_not_spin() -> None:
+    # The quorum is two, both are linked, and the other's share is lost on its way.
+    leader, own = order(PEERS[:2])
+    machine = seated(own, [leader], quorum=2)
+    says(machine, leader, plan_of(leader, PEERS[:2]))
+    assert_never_spins(machine, NOW + 1000.0)
+
+
+def test_nothing_spins_while_others_are_ahead_and_nobody_has_the_commit() -> None:
+    machine = seated("peer-a", PEERS[1:3])
+    machine.handle(Changed("peer-b", Status(Role.MEMBER, 9, sha(9), 0)), NOW)
+    assert_never_spins(machine, NOW + 100.0)
+
+
+def test_who_is_far_behind_asks_to_download_the_state() -> None:
+    machine = seated("peer-a", PEERS[1:3])
+    machine.handle(Changed("peer-b", Status(Role.MEMBER, 9, sha(9), 0)), NOW)
+    found: set[type] = set()
+    for second in range(1, 20):
+        found |= kinds(machine.handle(events.Tick(), NOW + second))
+    assert events.Resync in found
+
+
+def test_a_shard_that_comes_back_to_a_reducer_is_reduced_again() -> None:
+    # Leaders of two attempts gave this peer's shard away and back: what it made of it at first was forgotten.
+    peers = PEERS[:3]
+    first, own = order(peers)[0], order(peers)[1]
+    machine = seated(own, [peer for peer in peers if peer != own])
+    me, first_index = peers.index(own), peers.index(first)
+    descriptor = plan_of(first, peers)
+    says(machine, first, descriptor)
+    for peer in peers:
+        if peer != own:
+            machine.handle(events.ContributionArrived(descriptor.plan_id, me, peer), NOW)
+    machine.handle(events.ResultReady(descriptor.plan_id, me, own, sha("first")), NOW)
+    away = tuple(first_index if reducer == me else reducer for reducer in descriptor.reducers)
+    says(machine, first, replace(descriptor, attempt=1, reducers=away))
+    actions = says(machine, first, replace(descriptor, attempt=2))
+    actions += machine.handle(events.Tick(), NOW + 30.5)
+    held = {a.message.shard for a in actions if isinstance(a, events.Send) and isinstance(a.message, Held)}
+    assert me in held | {action.shard for action in actions if isinstance(action, events.Reduce)}
+
+
+def test_a_commit_is_fetched_although_another_result_of_the_shard_was_being_fetched() -> None:
+    leader, own, _ = order(PEERS[:3])
+    machine = seated(own, [peer for peer in PEERS[:3] if peer != own])
+    descriptor = plan_of(leader, PEERS[:3], settled=(sha("old"), b"", b""))
+    says(machine, leader, descriptor)
+    digests = (sha("new"), sha(1), sha(2))
+    says(machine, leader, Commit(replace(descriptor, attempt=1, settled=(b"",) * 3), digests))
+    fetched: set[bytes] = set()
+    for second in range(1, 10):
+        actions = machine.handle(events.Tick(), NOW + second)
+        if second == 5:
+            actions = machine.handle(events.ResultReady(descriptor.plan_id, 0, None, sha("old")), NOW + second)
+        fetched |= {action.digest for action in actions if isinstance(action, events.Fetch)}
+    assert fetched == set(digests)
+
+
+def test_who_came_back_without_its_contribution_sends_none() -> None:
+    # The process that was in the plan died; its successor leads the next attempt while it is still training.
+    peers = PEERS[:3]
+    own = order(peers, attempt=1)[0]
+    others = [peer for peer in peers if peer != own]
+    machine = seated(own, others, ready=False)
+    following = plan_of(others[0], peers)
+    actions: list[events.Action] = []
+    for peer in others:
+        actions += says(machine, peer, ready_of(peer, attempt=1, following=following))
+    actions += machine.handle(events.Tick(), NOW + 60.0)
+    actions += machine.handle(events.Tick(), NOW + 60.0)
+    assert machine.descriptor is not None
+    assert events.SendContribution not in kinds(actions)
+
+
+def test_a_leader_of_another_lineage_is_not_waited_for() -> None:
+    others = PEERS[1:]
+    own = "peer-a"
+    machine = seated(own, [], ready=False)
+    for other in others:
+        machine.handle(Up(other, Status(Role.MEMBER, 0, sha("fork"), 0)), NOW)
+    machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW)
+    machine.handle(events.Tick(), NOW + 10.0)
+    assert machine.descriptor is not None
+
+
+def test_a_peer_whose_heartbeat_is_two_steps_old_is_still_waited_for() -> None:
+    table = Table(PEERS[:2], heartbeats=False)
+    for outer_step in (1, 2, 3):
+        table.ready("peer-a")
+        assert table.seats["peer-a"].outer_step == outer_step - 1, "committed alone, beside a linked member"
+        table.ready("peer-b")
+        table.run(outer_step, most_s=10.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_last_one_left_of_three_goes_on(seed: int) -> None:
+    # It held every result once; then the reducer of one died, and the leader with it that was to reduce it again.
+    table = Table(PEERS[:3], seed=seed)
+    leader = order(PEERS[:3])[0]
+    reducer = PEERS[(PEERS.index(leader) - 1) % 3]
+    (last,) = {*PEERS[:3]} - {leader, reducer}
+
+    def lost(sender: str, to: str, event: object) -> bool:
+        told = isinstance(event, events.MessageFrom) and isinstance(event.message, Held)
+        return to == leader and (isinstance(event, events.ResultReady) if sender == reducer else told)
+
+    table.lost = lost
+    table.ready()
+    table.settle()
+    table.fatal[leader] = lambda action: isinstance(action, events.Reduce)
+    table.kill(reducer)
+    table.settle()
+    assert table.alive == [last]
+    table.run(1, most_s=1000.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_settled_result_that_died_with_its_holder_is_reduced_again(seed: int) -> None:
+    table = Table(PEERS, seed=seed)
+    leader, reducer, holder = order(PEERS)[:3]
+    table.lost = lambda sender, to, event: (
+        sender == reducer
+        and to != holder
+        and isinstance(event, events.ResultReady | events.MessageFrom)
+        and not (isinstance(event, events.MessageFrom) and isinstance(event.message, Ready))
+    )
+    table.ready()
+    table.settle()
+    table.mute = {holder}
+    table.kill(reducer)
+    table.settle()
+    assert any(any(d.settled) for d in [table.seats[leader].machine.descriptor] if d is not None)
+    table.kill(holder)
+    table.run(1, most_s=1000.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_commit_whose_results_died_with_all_their_holders_is_given_up(seed: int) -> None:
+    table = Table(PEERS[:3], seed=seed)
+    last = order(PEERS[:3])[2]
+    table.lost = lambda sender, to, event: to == last and sender != last and isinstance(event, events.ResultReady)
+    table.mute = {*PEERS[:3]} - {last}
+    table.ready()
+    table.settle()
+    assert table.seats[last].machine.pending_commit is not None
+    for peer in sorted(table.mute):
+        table.kill(peer)
+    # Nobody alive has applied it, so the last one may take the step with its own contribution.
+    table.lineages.pop(1)
+    table.run(1, most_s=1000.0)

@@ -1,0 +1,125 @@
+"""What a user can get wrong about a run, a folder or the network, through the real command line with real peers."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from swarm import RUN_FILE, environment, swarm, write_text
+
+from peers.identity import Identity
+
+NOBODY = Identity.from_seed(bytes(32)).peer
+OTHER_RUN = "0" * 40
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The invite of a run with one peer, which waits for a second and meanwhile leaves the cores to the tests."""
+    with swarm(tmp_path_factory.mktemp("live")) as made:
+        _, invite = made.start(outer_steps=10, quorum=2)
+        yield invite
+
+
+def atoll(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """To its end, with the key of ``home`` and a folder that is there already."""
+    own = ("--folder", str(home / "peer"), "--key", str(home / "identity.key"), "--host", "127.0.0.1", "--threads", "1")
+    return subprocess.run(
+        [sys.executable, "-m", "runtime.cli", *arguments, *own],
+        cwd=home,
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_refused(home: Path, said: str, *arguments: str) -> None:
+    """One sentence with ``said`` in it, exit code 2, every file as it was, and no process that knows of ``home``."""
+    before = contents(home)
+    done = atoll(home, *arguments)
+    assert done.returncode == 2, done.stderr
+    # Without a terminal each thing that takes a moment announces itself in a line that ends in "...".
+    *progress, sentence = done.stderr.splitlines()
+    assert all(line.endswith(" ...") for line in progress), done.stderr
+    assert sentence.startswith("atoll: ")
+    assert said in sentence
+    assert done.stdout == ""
+    after = contents(home)
+    assert {path: after.get(path) for path in before} == before
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listing.splitlines() if str(home) in line]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    Identity.generate().save(tmp_path / "identity.key")
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "notes.txt").write_text("the user's own")
+    (tmp_path / "empty").mkdir()
+    write_text(tmp_path)
+    (tmp_path / "run.toml").write_text(RUN_FILE.format(inner_steps=4, outer_steps=10, quorum=1))
+    return tmp_path
+
+
+def test_start_refuses_data_that_is_missing_empty_or_not_named(home: Path) -> None:
+    assert_refused(home, "There is no file or folder missing.txt", "start", "run.toml", "--data", "missing.txt")
+    assert_refused(home, "No readable text in empty", "start", "run.toml", "--data", "empty")
+    assert_refused(home, "name a file or a folder with --data", "start", "run.toml")
+    # A folder that has been claimed for a run that never began would refuse the next one.
+    assert not (home / "peer" / "manifest").exists()
+
+
+def test_join_refuses_data_that_is_missing_empty_or_not_named(home: Path, live: str) -> None:
+    assert_refused(home, "There is no file or folder missing.txt", "join", live, "--data", "missing.txt")
+    assert_refused(home, "No readable text in empty", "join", live, "--data", "empty")
+    assert_refused(home, "name a file or a folder with --data", "join", live)
+
+
+@pytest.mark.parametrize("command", ["start", "join"])
+def test_a_port_in_use_is_refused(home: Path, command: str) -> None:
+    invite = f"atoll:{OTHER_RUN}@/ip4/127.0.0.1/tcp/9/p2p/{NOBODY}"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        what = "run.toml" if command == "start" else invite
+        said = f"port {port} is in use: choose another with --port"
+        assert_refused(home, said, command, what, "--data", "text.txt", "--port", str(port))
+
+
+def test_start_refuses_a_key_that_others_may_read(home: Path) -> None:
+    (home / "identity.key").chmod(0o644)
+    assert_refused(home, "chmod 600", "start", "run.toml", "--data", "text.txt")
+
+
+def test_join_refuses_an_invite_whose_peers_are_gone(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}/p2p/{NOBODY}"
+    assert_refused(home, "ask for a newer invite", "join", f"atoll:{OTHER_RUN}@{address}")
+
+
+def test_join_refuses_an_invite_whose_peer_is_in_another_run_by_now(home: Path, live: str) -> None:
+    _, _, addresses = live.partition("@")
+    assert_refused(home, "in another run", "join", f"atoll:{OTHER_RUN}@{addresses}", "--data", "text.txt")
+
+
+def test_a_folder_of_another_run_is_refused(home: Path, live: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    with swarm(other) as made:
+        made.start(outer_steps=11, quorum=2)
+        made.peers[0].process.terminate()
+        assert made.peers[0].wait_for_exit() == 0
+        for name in ("manifest", "state.safetensors"):
+            if (other / "first" / name).exists():
+                shutil.copy(other / "first" / name, home / "peer" / name)
+    said = "belongs to another run: name another folder with --folder"
+    assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
+    assert_refused(home, said, "join", live, "--data", "text.txt")

@@ -1,0 +1,153 @@
+"""Whole swarms on a virtual clock and a seeded network: see ``simulation.py`` for what is real and what is not."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from simulation import N_ELEMENTS, SimulatedTrainer, Swarm, simulate
+
+from peers.messages import Role
+
+LAST = 8
+
+
+async def churn(swarm: Swarm) -> None:
+    """Three to seven peers, some slow; crashes, broken connections and newcomers at random moments."""
+    rng = swarm.rng
+    n_peers = rng.randint(3, 7)
+    swarm.start("p0", established=True)
+    for index in range(1, n_peers):
+        swarm.start(f"p{index}", phase_s=rng.choice([2.0, 2.0, 2.0, 5.0]))
+
+    async def chaos() -> None:
+        newest = n_peers
+        for _ in range(rng.randint(2, 8)):
+            await asyncio.sleep(rng.expovariate(1 / 3.0))
+            alive = [peer for peer in swarm.peers.values() if not peer.task.done()]
+            members = [peer for peer in alive if peer.averager.established]
+            fault = rng.choice(["crash", "crash", "cut", "join"])
+            if fault == "crash" and len(members) >= 4:
+                await swarm.crash(rng.choice(members).name)
+            elif fault == "cut" and len(members) >= 3:
+                one, other = rng.sample(members, 2)
+                swarm.tell(f"the connections between {one.name} and {other.name} break")
+                swarm.network.cut(one.peer, other.peer)
+            elif fault == "join" and max(swarm.steps, default=0) < LAST - 2:
+                swarm.start(f"p{newest}")
+                newest += 1
+
+    trouble = asyncio.get_running_loop().create_task(chaos())
+    await swarm.finish(600)
+    trouble.cancel()
+
+
+async def quiet(swarm: Swarm) -> None:
+    swarm.start("p0", established=True)
+    for index in range(1, 4):
+        swarm.start(f"p{index}")
+    await swarm.finish(300)
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_every_survivor_commits_the_same_bytes_whoever_crashes(seed: int) -> None:
+    swarm = simulate(seed, churn, last_outer_step=LAST, quorum=2)
+    assert sorted(swarm.steps) == list(range(1, LAST + 1))
+    ends = {peer.trainer.state_digest() for peer in swarm.peers.values()}
+    assert len(ends) == 1
+    assert {peer.trainer.outer_step for peer in swarm.peers.values()} == {LAST}
+
+
+def test_a_seed_replays_exactly() -> None:
+    first, second = (simulate(11, churn, last_outer_step=LAST, quorum=2) for _ in range(2))
+    assert first.story == second.story
+    assert first.steps == second.steps
+
+
+def test_everyone_takes_part_in_every_round_of_a_quiet_swarm() -> None:
+    swarm = simulate(5, quiet, last_outer_step=LAST)
+    assert all(len(members) == 4 for members in swarm.participation.values())
+
+
+def test_the_committed_step_is_the_weighted_mean_of_the_contributions() -> None:
+    async def one_step(swarm: Swarm) -> None:
+        peers = [swarm.start("p0", established=True), *(swarm.start(f"p{index}") for index in range(1, 4))]
+        expected_P = torch.zeros(N_ELEMENTS)
+        await swarm.finish(60)
+        for peer in peers:
+            fresh = SimulatedTrainer(peer.peer, swarm.rng, 1.0)
+            fresh._done = 1.0
+            expected_P += fresh.pseudo_gradient() / 4
+        anchor_P = torch.linspace(-1, 1, N_ELEMENTS) - 0.7 * expected_P
+        assert torch.allclose(peers[0].trainer.anchor_P, anchor_P, atol=1e-6)
+
+    simulate(3, one_step, last_outer_step=1, codec="float32")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_leader_of_each_round_is_killed_and_the_round_still_commits(seed: int) -> None:
+    async def regicide(swarm: Swarm) -> None:
+        swarm.start("p0", established=True)
+        for index in range(1, 6):
+            swarm.start(f"p{index}")
+
+        async def kill_leaders() -> None:
+            for outer_step in (1, 3, 5):
+                while True:
+                    await asyncio.sleep(0.003)
+                    led = [
+                        peer.name
+                        for peer in swarm.peers.values()
+                        if (descriptor := peer.averager.machine.descriptor) is not None
+                        and descriptor.outer_step == outer_step
+                        and descriptor.leader == peer.peer
+                    ]
+                    if led:
+                        # At another moment of the round under every seed.
+                        await asyncio.sleep(swarm.rng.uniform(0.0, 0.05))
+                        if led[0] in swarm.peers:
+                            await swarm.crash(led[0])
+                        break
+
+        killer = asyncio.get_running_loop().create_task(kill_leaders())
+        await swarm.finish(300)
+        killer.cancel()
+
+    swarm = simulate(seed, regicide, last_outer_step=LAST, quorum=2)
+    assert sorted(swarm.steps) == list(range(1, LAST + 1))
+    assert len(swarm.peers) <= 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_newcomer_has_the_bits_of_the_others_and_takes_part(seed: int) -> None:
+    async def late(swarm: Swarm) -> None:
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0)
+        await asyncio.sleep(swarm.rng.uniform(5.0, 9.0))
+        newcomer = swarm.start("late")
+        await swarm.finish(300)
+        steps = [step for step, held in swarm.steps.items() if "late" in held]
+        took_part = [step for step, members in swarm.participation.items() if newcomer.peer in members]
+        assert steps[0] > 2
+        assert steps == list(range(steps[0], LAST + 1))
+        assert took_part == steps
+
+    simulate(seed, late, last_outer_step=LAST)
+
+
+def test_a_fresh_peer_alone_never_starts_a_run_that_it_was_invited_to() -> None:
+    async def alone(swarm: Swarm) -> None:
+        fresh = swarm.start("fresh")
+        other = swarm.start("other")
+        await asyncio.sleep(120)
+        assert not fresh.averager.established
+        assert not other.averager.established
+        assert {status.role for status in fresh.mesh.members().values()} == {Role.JOINING}
+        for peer in (fresh, other):
+            peer.task.cancel()
+
+    assert simulate(0, alone, last_outer_step=LAST).steps == {}
