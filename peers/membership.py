@@ -130,6 +130,10 @@ class Membership:
         """The linked peers, sorted by id, with the last status of each."""
         return {peer: link.status for peer, link in sorted(self._links.items()) if link.sending and link.status}
 
+    def addresses(self) -> tuple[str, ...]:
+        """Where the linked peers said that they can be dialled."""
+        return tuple(address for _, link in sorted(self._links.items()) if link.up for address in link.addresses)
+
     def next_deadline(self) -> float | None:
         deadlines = [link.last_heard + SILENCE_S for link in self._links.values() if link.open]
         deadlines += [link.retry_at for link in self._links.values() if self._dialable(link)]

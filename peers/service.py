@@ -111,6 +111,10 @@ class Mesh:
     def members(self) -> dict[str, Status]:
         return self._machine.members()
 
+    def known_addresses(self) -> tuple[str, ...]:
+        """Where the linked peers can be dialled, by their own word."""
+        return self._machine.addresses()
+
     def set_status(self, status: Status, announce: bool = False) -> None:
         """What heartbeats say from now on; ``announce`` sends one at once."""
         self._status = status

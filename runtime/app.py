@@ -6,14 +6,12 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.status import Status as StatusLine
-from torch import Tensor
 
 from peers.discovery import DhtDiscovery
 from peers.errors import NetworkError, PeerError, ProtocolViolation
@@ -29,18 +27,17 @@ from runtime.errors import ConfigError
 from runtime.invite import Invite, format_invite
 from runtime.log import EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest, sign_manifest
+from runtime.trainer import ReplicaTrainer
 from runtime.training.checkpoint import TrainingState, load_state, save_state
-from runtime.training.data import load_corpus
-from runtime.training.replica import InnerResult, Replica
 from runtime.view import View
 
 T = TypeVar("T")
 
 MANIFEST_PROTOCOL = "atoll-manifest-1"
 MANIFEST_FILE = "manifest"
+ADDRESSES_FILE = "addresses"
 CHECKPOINT_EVERY = 10
-# An inner step of a large model on a CPU can outlast the five seconds that leaving may take.
-LAST_INNER_STEP_S = 2.0
+LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
 EXIT_INTERRUPTED = 130
 
@@ -50,17 +47,23 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    identity = Identity.load(peer_config.key)
     view = View()
-    with view.waiting("reading the data and building the model"):
-        trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, identity.peer)
-        manifest = sign_manifest(identity, run_config, trainer.state_digest())
-        _claim_folder(peer_config.folder, manifest)
     async with AsyncExitStack() as stack:
-        peer = await _Peer.create(stack, identity, peer_config, manifest.run_id, (), view)
+        known = _known_addresses(peer_config.folder)
+        peer = await _Peer.go_online(stack, peer_config, known, view, alone=True)
+        with view.waiting("reading the data and building the model"):
+            trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, peer.identity.peer)
+            manifest = sign_manifest(peer.identity, run_config, trainer.state_digest())
+        _claim_folder(peer_config.folder, manifest)
+        peer.enter(stack, manifest.run_id)
         addresses = await peer.transport.addresses()
         print(f"invite: {format_invite(Invite(manifest.run_id, addresses))}", flush=True)
-        return await peer.take_part(manifest, trainer, established=True)
+        established = True
+        if known:
+            # The run may have gone on without this peer: what it has on disk is then the past.
+            with view.waiting("looking for those who were here before"):
+                established = not await peer.until_leaving(peer.finds_members())
+        return await peer.take_part(manifest, trainer, established)
 
 
 async def join(invite: Invite, peer_config: PeerConfig) -> int:
@@ -68,135 +71,75 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    identity = Identity.load(peer_config.key)
     view = View()
     async with AsyncExitStack() as stack:
+        known = (*invite.addresses, *_known_addresses(peer_config.folder))
         with view.waiting("connecting"):
-            peer = await _Peer.create(stack, identity, peer_config, invite.run_id, invite.addresses, view)
+            peer = await _Peer.go_online(stack, peer_config, known, view, alone=False)
+        peer.enter(stack, invite.run_id)
         with view.waiting("looking for a member of the run"):
             manifest = await peer.until_leaving(peer.find_manifest(invite.addresses))
         if manifest is None:
             return await peer.leave()
         _claim_folder(peer_config.folder, manifest)
         with view.waiting("reading the data and building the model"):
-            trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, identity.peer)
+            trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, peer.identity.peer)
         return await peer.take_part(manifest, trainer, established=False)
-
-
-class ReplicaTrainer:
-    """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time."""
-
-    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str) -> None:
-        if peer_config.threads:
-            torch.set_num_threads(peer_config.threads)
-        data = run_config.data
-        corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
-        seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
-        self.replica = Replica(run_config, corpus, device=peer_config.device, peer_seed=seed)
-        self.n_elements = self.replica.n_elements
-        self._inner_steps = run_config.inner.steps
-
-    @property
-    def outer_step(self) -> int:
-        return self.replica.outer_step
-
-    @property
-    def anchor_P(self) -> Tensor:
-        return self.replica.anchor_P
-
-    @property
-    def momentum_P(self) -> Tensor:
-        return self.replica.momentum_P
-
-    @property
-    def progress(self) -> int:
-        """Inner steps since the run began, as far as this peer knows."""
-        return self.outer_step * self._inner_steps + self.replica.inner_steps_done
-
-    async def train(self, stop: threading.Event) -> InnerResult:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[InnerResult] = loop.create_future()
-
-        def tell(set_outcome: Callable[[object], None], outcome: object) -> None:
-            # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(lambda: None if done.done() else set_outcome(outcome))
-
-        def work() -> None:
-            try:
-                result = self.replica.train(stop.is_set)
-            except BaseException as error:
-                tell(done.set_exception, error)  # type: ignore[arg-type]
-            else:
-                tell(done.set_result, result)  # type: ignore[arg-type]
-
-        thread = threading.Thread(target=work, name="training", daemon=True)
-        thread.start()
-        try:
-            return await done
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
-            raise
-
-    def pseudo_gradient(self) -> Tensor:
-        return self.replica.pseudo_gradient()
-
-    def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
-        self.replica.apply_outer_step(mean_pseudo_gradient_P, missed)
-
-    def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None:
-        self.replica.load_state(outer_step, anchor_P, momentum_P)
-
-    def state_digest(self) -> bytes:
-        return self.replica.state_digest()
-
-    def anchor_digest(self) -> bytes:
-        return self.replica.anchor_digest()
 
 
 class _Peer:
     """The parts of one peer that live as long as its process."""
 
-    def __init__(self, identity: Identity, config: PeerConfig, run_id: str, view: View) -> None:
-        self.identity, self.config, self.run_id, self.view = identity, config, run_id, view
-        self.log = EventLog(config.folder / "events.jsonl", identity.peer)
-        self.log.listener = view.show
-        self.transport: Transport
+    def __init__(self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View) -> None:
+        self.identity = Identity.load(config.key)
+        self.config, self.view = config, view
+        self.transport: Transport = p2pd
+        self.run_id = ""
+        self.log: EventLog
         self.mesh: Mesh
-        self._p2pd: P2pdTransport
-        self._saving: asyncio.Future[None] | None = None
+        self._p2pd, self._discovery = p2pd, discovery
+        self._saving: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
         self._exit_code = 0
         self._reason = ""
 
     @classmethod
-    async def create(
-        cls,
-        stack: AsyncExitStack,
-        identity: Identity,
-        config: PeerConfig,
-        run_id: str,
-        bootstrap: tuple[str, ...],
-        view: View,
+    async def go_online(
+        cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View, *, alone: bool
     ) -> "_Peer":
-        """Go online; ``stack`` undoes it."""
-        self = cls(identity, config, run_id, view)
-        stack.callback(self.log.close)
+        """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
         kind = "ip6" if ":" in config.host else "ip4"
         listen = [f"/{kind}/{config.host}/tcp/{config.port}"]
-        self._p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
-        self.transport = self._p2pd
-        stack.push_async_callback(self._p2pd.close)
-        discovery = await DhtDiscovery.create(self._p2pd, bootstrap)
+        try:
+            p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
+        except NetworkError:
+            if not (alone and bootstrap):
+                raise
+            bootstrap = ()
+            p2pd = await P2pdTransport.create(config.key, listen=listen)
+        stack.push_async_callback(p2pd.close)
+        discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
+        return cls(config, p2pd, discovery, view)
+
+    def enter(self, stack: AsyncExitStack, run_id: str) -> None:
+        """Be one of the run's peers, without a state of it as yet."""
+        self.run_id = run_id
+        self.log = EventLog(self.config.folder / "events.jsonl", self.identity.peer)
+        stack.callback(self.log.close)
+        self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
         strike = lambda peer, reason: self.log.report("strike", member=peer, reason=reason)  # noqa: E731
-        self.mesh = Mesh(identity, run_id, self.transport, discovery, nothing, random.Random(), strike)
+        self.mesh = Mesh(self.identity, run_id, self.transport, self._discovery, nothing, random.Random(), strike)
         meshing = asyncio.create_task(self.mesh.run())
         stack.push_async_callback(_end, meshing)
         self._listen_to_the_user()
-        return self
+
+    def _on_event(self, event: str, fields: dict[str, object]) -> None:
+        self.view.show(event, fields)
+        if event == "member_up":
+            addresses = "\n".join(self.mesh.known_addresses())
+            (self.config.folder / ADDRESSES_FILE).write_text(addresses, encoding="utf-8")
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()
@@ -268,6 +211,16 @@ class _Peer:
                 hinted = True
                 self.view.say("nobody of this run answers yet; still looking (is the invite the newest one?)")
 
+    async def finds_members(self) -> bool:
+        """Whether a member of the run shows up within a few seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LOOK_BACK_S
+        while loop.time() < until:
+            if any(status.role == Role.MEMBER for status in self.mesh.members().values()):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
     async def take_part(self, manifest: Manifest, trainer: ReplicaTrainer, established: bool) -> int:
         """Everything from having a model to saying goodbye."""
         config = manifest.config
@@ -303,9 +256,9 @@ class _Peer:
             await self.until_leaving(averager.run())
             await _end(moving)
         if self._saving is not None:
-            await asyncio.wait([self._saving])
+            await self._saving
         if averager.established:
-            await asyncio.to_thread(save_state, self.config.folder, _state(trainer, averager))
+            await self._save(_state(trainer, averager))
         if averager.finished and not self._leaving.is_set():
             await self._validate(trainer)
             self._reason = "the run is over"
@@ -314,8 +267,14 @@ class _Peer:
     def _keep_state(self, trainer: ReplicaTrainer, averager: Averager) -> None:
         """Every so many outer steps, write a copy of the state in a thread; training and rounds go on."""
         if trainer.outer_step % CHECKPOINT_EVERY == 0 and (self._saving is None or self._saving.done()):
-            state = _state(trainer, averager)
-            self._saving = asyncio.ensure_future(asyncio.to_thread(save_state, self.config.folder, state))
+            self._saving = asyncio.create_task(self._save(_state(trainer, averager)))
+
+    async def _save(self, state: TrainingState) -> None:
+        try:
+            await asyncio.to_thread(save_state, self.config.folder, state)
+        except OSError as error:
+            # A full disk: the state before stands, and the run goes on.
+            self.log.report("checkpoint_failed", outer_step=state.outer_step, reason=str(error))
 
     async def leave(self) -> int:
         self.log.report("left", reason=self._reason)
@@ -331,6 +290,13 @@ class _Peer:
 
 def _state(trainer: ReplicaTrainer, averager: Averager) -> TrainingState:
     return TrainingState(trainer.outer_step, averager.lineage, trainer.anchor_P.clone(), trainer.momentum_P.clone())
+
+
+def _known_addresses(folder: Path) -> tuple[str, ...]:
+    """Where the members of the folder's run could be dialled when it was last used."""
+    with suppress(FileNotFoundError):
+        return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8").split())
+    return ()
 
 
 def _claim_folder(folder: Path, manifest: Manifest) -> None:

@@ -67,6 +67,10 @@ class View:
                 return f"validation loss {loss:.4f} nats/byte at outer step {step}"
             case (("strike" | "join_failed" | "manifest_failed"), {"member": str(member), "reason": reason}):
                 return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
+            case "checkpoint_failed", {"reason": reason}:
+                return f"the state could not be saved, the one before stands: {reason}"
+            case "lineage_differs", {"member": str(member)}:
+                return f"member {short([member])} is on another history of this run"
             case "left", {"reason": reason}:
                 return f"goodbye: {reason}"
         return None

@@ -172,7 +172,11 @@ class Round:
         for sender, ready in sorted(early.items()):
             if sender in self._alive and ready.outer_step == step.outer_step:
                 actions += self._on_ready(step, sender, ready, now)
-        return actions + self._notice_behind(step, now)
+        self._notice_behind(step, now)
+        if step.behind_since is not None:
+            # It came late to the step: its commit has been sent to everyone already.
+            step.behind_since = now - BEHIND_S
+        return actions
 
     def _on_status(self, peer: str, status: Status, now: float) -> list[Action]:
         known = self._alive.get(peer)
@@ -181,7 +185,8 @@ class Round:
         step = self._step
         if step is None or step.applying:
             return []
-        actions = self._notice_behind(step, now)
+        self._notice_behind(step, now)
+        actions: list[Action] = []
         if new_member and step.own is not None and step.commit is None:
             actions.append(Send(peer, self._own_ready(step)))
         return actions
@@ -297,6 +302,7 @@ class Round:
         return (
             not begun
             and step.leading is None
+            and step.behind_since is None
             and step.commit is None
             and step.first_ready_at is not None
             and len(self._ready_now(step)) >= self.quorum
@@ -528,6 +534,7 @@ class Round:
         self._early.pop(peer, None)
         if step is None or step.applying:
             return []
+        self._notice_behind(step, now)
         if step.commit is not None:
             step.fetch_at = now
             return self._on_tick(step, now)
@@ -554,7 +561,7 @@ class Round:
             return step.descriptor.leader
         return self._leader(step)
 
-    def _notice_behind(self, step: _Step, now: float) -> list[Action]:
+    def _notice_behind(self, step: _Step, now: float) -> None:
         ahead = any(
             status.outer_step > step.outer_step for status in self._alive.values() if status.role == Role.MEMBER
         )
@@ -562,7 +569,6 @@ class Round:
             step.behind_since = None
         elif step.behind_since is None:
             step.behind_since = now
-        return []
 
     def _on_message(self, step: _Step, sender: str, message: object, now: float) -> list[Action]:
         match message:

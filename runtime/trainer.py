@@ -1,0 +1,88 @@
+"""Training as averaging wants it: a replica whose inner steps run in a thread of their own."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from runtime.config import PeerConfig, RunConfig
+from runtime.training.data import load_corpus
+from runtime.training.replica import InnerResult, Replica
+
+# An inner step of a large model on a CPU can outlast the five seconds that leaving may take.
+LAST_INNER_STEP_S = 2.0
+
+
+class ReplicaTrainer:
+    """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time."""
+
+    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str) -> None:
+        if peer_config.threads:
+            torch.set_num_threads(peer_config.threads)
+        data = run_config.data
+        corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
+        seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
+        self.replica = Replica(run_config, corpus, device=peer_config.device, peer_seed=seed)
+        self.n_elements = self.replica.n_elements
+        self._inner_steps = run_config.inner.steps
+
+    @property
+    def outer_step(self) -> int:
+        return self.replica.outer_step
+
+    @property
+    def anchor_P(self) -> Tensor:
+        return self.replica.anchor_P
+
+    @property
+    def momentum_P(self) -> Tensor:
+        return self.replica.momentum_P
+
+    @property
+    def progress(self) -> int:
+        """Inner steps since the run began, as far as this peer knows."""
+        return self.outer_step * self._inner_steps + self.replica.inner_steps_done
+
+    async def train(self, stop: threading.Event) -> InnerResult:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[InnerResult] = loop.create_future()
+
+        def tell(set_outcome: Callable[[object], None], outcome: object) -> None:
+            # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda: None if done.done() else set_outcome(outcome))
+
+        def work() -> None:
+            try:
+                result = self.replica.train(stop.is_set)
+            except BaseException as error:
+                tell(done.set_exception, error)  # type: ignore[arg-type]
+            else:
+                tell(done.set_result, result)  # type: ignore[arg-type]
+
+        thread = threading.Thread(target=work, name="training", daemon=True)
+        thread.start()
+        try:
+            return await done
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
+            raise
+
+    def pseudo_gradient(self) -> Tensor:
+        return self.replica.pseudo_gradient()
+
+    def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
+        self.replica.apply_outer_step(mean_pseudo_gradient_P, missed)
+
+    def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None:
+        self.replica.load_state(outer_step, anchor_P, momentum_P)
+
+    def state_digest(self) -> bytes:
+        return self.replica.state_digest()
+
+    def anchor_digest(self) -> bytes:
+        return self.replica.anchor_digest()
