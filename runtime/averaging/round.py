@@ -8,14 +8,11 @@ and what they accepted, so that a result that may have been committed is committ
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import assert_never
 
-from peers.election import leadership_order
 from peers.membership import Changed, Down, Up
 from peers.messages import Role, Status
 from runtime.averaging import plan
-from runtime.averaging.codec import BLOCK
 from runtime.averaging.events import (
     Action,
     Apply,
@@ -41,60 +38,24 @@ from runtime.averaging.events import (
 )
 from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Ready
 from runtime.averaging.pace import Pace
+from runtime.averaging.step import Step, Terms
 
 # A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
 BEHIND_S = 1.5
-# Attempts double in length: nobody who can hear the others is so far ahead of them.
-MOST_AHEAD = 64
 # Asking for one commit so often without an answer means that nobody keeps it any more.
 MOST_ASKS = 3
-
-
-@dataclass
-class _Step:
-    """What is known about the outer step that is being taken."""
-
-    outer_step: int
-    lineage: bytes
-    state: bytes
-    begun_at: float
-    attempt: int = 0
-    attempt_at: float = 0.0
-    own: ContributionReady | None = None
-    readies: dict[str, Ready] = field(default_factory=dict)
-    first_ready_at: float | None = None
-    stop_sent: bool = False
-    descriptor: Descriptor | None = None
-    followed_at: float = 0.0
-    sent: set[tuple[int, int]] = field(default_factory=set)
-    arrived: dict[int, set[int]] = field(default_factory=dict)
-    reduced: set[int] = field(default_factory=set)
-    here: set[tuple[int, bytes]] = field(default_factory=set)
-    held: dict[int, bytes] = field(default_factory=dict)
-    holder: dict[int, int | None] = field(default_factory=dict)
-    accepted: Accepted | None = None
-    leading: Descriptor | None = None
-    told: dict[str, dict[int, bytes]] = field(default_factory=dict)
-    commit: Commit | None = None
-    fetch_at: float | None = None
-    fetching: set[tuple[int, bytes]] = field(default_factory=set)
-    failed_fetches: int = 0
-    lost: set[Commit] = field(default_factory=set)
-    applying: bool = False
-    behind_since: float | None = None
-    asks: int = 0
 
 
 class Round:
     """One peer's side of all rounds. ``handle(event, now)`` takes loop time and never raises because of a peer."""
 
     def __init__(self, peer: str, run_id: str, n_elements: int, codec: str, quorum: int) -> None:
-        self.peer, self.run_id, self.n_elements, self.codec, self.quorum = peer, run_id, n_elements, codec, quorum
+        self.peer, self.terms = peer, Terms(peer, run_id, n_elements, codec, quorum)
         self.pace = Pace()
         self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
         self._alive: dict[str, Status] = {}
         self._early: dict[str, Ready] = {}
-        self._step: _Step | None = None
+        self._step: Step | None = None
 
     @property
     def descriptor(self) -> Descriptor | None:
@@ -131,7 +92,7 @@ class Round:
                 deadlines.append(step.attempt_at + self.pace.attempt_s(step.attempt))
             if self._may_begin(step):
                 deadlines.append(self._begin_by(step))
-            if any(len(step.arrived.get(shard, ())) >= self.quorum for shard in self._collecting(step)):
+            if any(len(step.arrived.get(shard, ())) >= self.terms.quorum for shard in step.collecting()):
                 deadlines.append(step.followed_at + self.pace.reduce_s)
         return min(deadlines, default=None)
 
@@ -166,7 +127,7 @@ class Round:
     # Beginning: who is there, who is ready, who leads.
 
     def _begin_step(self, event: StepBegun, now: float) -> list[Action]:
-        self._step = step = _Step(event.outer_step, event.lineage, event.state, now, attempt_at=now)
+        self._step = step = Step(self.terms, event.outer_step, event.lineage, event.state, begun_at=now, attempt_at=now)
         actions: list[Action] = []
         early, self._early = self._early, {}
         for sender, ready in sorted(early.items()):
@@ -188,41 +149,24 @@ class Round:
         self._notice_behind(step, now)
         actions: list[Action] = []
         if new_member and step.own is not None and step.commit is None:
-            actions.append(Send(peer, self._own_ready(step)))
+            actions.append(Send(peer, step.own_ready()))
         return actions
 
-    def _on_contribution(self, step: _Step, event: ContributionReady, now: float) -> list[Action]:
+    def _on_contribution(self, step: Step, event: ContributionReady, now: float) -> list[Action]:
         if event.outer_step != step.outer_step or step.commit is not None or step.own is not None:
             return []
         self.pace.phase(now - step.begun_at)
         step.own = event
         return self._say_ready(step, now)
 
-    def _say_ready(self, step: _Step, now: float) -> list[Action]:
+    def _say_ready(self, step: Step, now: float) -> list[Action]:
         step.attempt_at = now
-        ready = self._own_ready(step)
+        ready = step.own_ready()
         step.readies[self.peer] = ready
         step.first_ready_at = now if step.first_ready_at is None else step.first_ready_at
         return [Send(None, ready), *self._lead(step, now)]
 
-    def _own_ready(self, step: _Step) -> Ready:
-        assert step.own is not None
-        retry = step.attempt > 0
-        return Ready(
-            outer_step=step.outer_step,
-            attempt=step.attempt,
-            lineage=step.lineage,
-            state=step.state,
-            weight=step.own.weight,
-            loss=step.own.loss,
-            following=step.descriptor if retry else None,
-            accepted=step.accepted if retry else None,
-            held=tuple(step.held.get(shard, b"") for shard in range(step.descriptor.n_shards))
-            if retry and step.descriptor
-            else (),
-        )
-
-    def _on_ready(self, step: _Step, sender: str, ready: Ready, now: float) -> list[Action]:
+    def _on_ready(self, step: Step, sender: str, ready: Ready, now: float) -> list[Action]:
         if ready.outer_step < step.outer_step:
             return [ForwardCommit(sender, ready.outer_step)]
         if ready.outer_step == step.outer_step + 1:
@@ -233,7 +177,7 @@ class Round:
             return [Report("lineage_differs", (("member", sender), ("outer_step", ready.outer_step)))]
         if step.commit is not None:
             return [ForwardCommit(sender, step.outer_step)]
-        if reason := self._objection_to_ready(step, ready):
+        if reason := step.objection_to_ready(ready):
             return [Strike(sender, reason)]
         known = step.readies.get(sender)
         if known is None or known.attempt <= ready.attempt:
@@ -244,60 +188,11 @@ class Round:
             return self._next_attempt(step, ready.attempt, now)
         return self._lead(step, now)
 
-    def _objection_to_ready(self, step: _Step, ready: Ready) -> str | None:
-        """Why a Ready cannot be right: what it says of earlier attempts becomes the plan of the next."""
-        if ready.attempt > step.attempt + MOST_AHEAD:
-            return f"ready for attempt {ready.attempt} while others are at {step.attempt}"
-        past = [ready.following, ready.accepted.descriptor if ready.accepted else None]
-        for descriptor in past:
-            if descriptor is not None and (reason := self._misfit(step, descriptor)):
-                return f"ready after a {reason}"
-        if ready.accepted and len(ready.accepted.digests) != ready.accepted.descriptor.n_shards:
-            return "ready with a number of accepted results that does not fit their descriptor"
-        if any(len(digest) not in (0, 32) for digest in ready.held):
-            return "ready with a held digest of a wrong length"
-        return None
-
-    def _misfit(self, step: _Step, descriptor: Descriptor) -> str | None:
-        """Why a descriptor cannot be one of this step, whoever made it."""
-        try:
-            descriptor.check(self.n_elements, BLOCK)
-        except ValueError as error:
-            return f"descriptor that does not hold together: {error}"
-        if (descriptor.run_id, descriptor.codec, descriptor.outer_step) != (self.run_id, self.codec, step.outer_step):
-            return "descriptor of another run, codec or outer step"
-        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
-            return "descriptor of another lineage"
-        return None
-
-    def _next_attempt(self, step: _Step, attempt: int, now: float) -> list[Action]:
+    def _next_attempt(self, step: Step, attempt: int, now: float) -> list[Action]:
         step.attempt, step.leading, step.told, step.attempt_at = attempt, None, {}, now
         return self._say_ready(step, now) if step.own is not None else self._lead(step, now)
 
-    def _expected(self, step: _Step) -> list[str]:
-        """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""
-
-        def may_come(peer: str, status: Status) -> bool:
-            # A heartbeat is up to a second old: who was at an earlier step may be at this one by now.
-            here = status.outer_step < step.outer_step or (status.outer_step, status.lineage) == (
-                step.outer_step,
-                step.lineage,
-            )
-            return status.role == Role.MEMBER and (here or peer in step.readies)
-
-        return sorted([self.peer, *(peer for peer, status in self._alive.items() if may_come(peer, status))])
-
-    def _leader(self, step: _Step) -> str:
-        return leadership_order(self.run_id, step.outer_step, step.attempt, self._expected(step))[0]
-
-    def _ready_now(self, step: _Step) -> dict[str, Ready]:
-        return {
-            peer: ready
-            for peer, ready in sorted(step.readies.items())
-            if ready.attempt == step.attempt and (peer == self.peer or peer in self._alive)
-        }
-
-    def _may_begin(self, step: _Step) -> bool:
+    def _may_begin(self, step: Step) -> bool:
         begun = step.descriptor is not None and step.descriptor.attempt == step.attempt
         return (
             not begun
@@ -305,40 +200,47 @@ class Round:
             and step.behind_since is None
             and step.commit is None
             and step.first_ready_at is not None
-            and len(self._ready_now(step)) >= self.quorum
-            and self._leader(step) == self.peer
+            and len(step.ready_now(self._alive)) >= self.terms.quorum
+            and step.elected(self._alive) == self.peer
         )
 
-    def _begin_by(self, step: _Step) -> float:
+    def _begin_by(self, step: Step) -> float:
         """When the leader stops waiting: stragglers stop training one grace window after the first Ready."""
         assert step.first_ready_at is not None
         since = step.first_ready_at if step.attempt == 0 else step.attempt_at
         return since + self.pace.grace_s(step.first_ready_at - step.begun_at)
 
-    def _stop_at(self, step: _Step) -> float:
+    def _stop_at(self, step: Step) -> float:
         """When this peer stops training to contribute what it has, once another is ready."""
         assert step.first_ready_at is not None
         return step.first_ready_at + self.pace.patience_s(step.first_ready_at - step.begun_at)
 
-    def _lead(self, step: _Step, now: float) -> list[Action]:
+    def _lead(self, step: Step, now: float) -> list[Action]:
         if not self._may_begin(step):
             return []
-        ready = self._ready_now(step)
-        if not ready.keys() >= set(self._expected(step)) and now < self._begin_by(step):
+        ready = step.ready_now(self._alive)
+        if not ready.keys() >= set(step.expected(self._alive)) and now < self._begin_by(step):
             return []
         descriptor = plan.next_descriptor(
-            ready, self.run_id, step.outer_step, step.attempt, self.peer, self.n_elements, self.codec, self.quorum
+            ready,
+            self.terms.run_id,
+            step.outer_step,
+            step.attempt,
+            self.peer,
+            self.terms.n_elements,
+            self.terms.codec,
+            self.terms.quorum,
         )
         return self._announce(step, descriptor, now)
 
-    def _announce(self, step: _Step, descriptor: Descriptor, now: float) -> list[Action]:
+    def _announce(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
         step.leading, step.told = descriptor, {}
         others: list[Action] = [Send(peer, descriptor) for peer in descriptor.peers if peer in self._alive]
         return others + self._follow(step, descriptor, now)
 
     # Reducing: contributions to reducers, results to everyone.
 
-    def _on_descriptor(self, step: _Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
+    def _on_descriptor(self, step: Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
         if descriptor.outer_step != step.outer_step or descriptor.attempt < step.attempt or step.commit is not None:
             return []
         if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
@@ -348,30 +250,18 @@ class Round:
             rival = known.attempt == descriptor.attempt and known.leader != descriptor.leader
             if rival or descriptor.order <= known.order:
                 return []
-        if reason := self._objection(step, descriptor):
+        if reason := step.objection_to(descriptor):
             return [Strike(sender, reason)]
         return self._follow(step, descriptor, now)
 
-    def _objection(self, step: _Step, descriptor: Descriptor) -> str | None:
-        if reason := self._misfit(step, descriptor):
-            return reason
-        if descriptor.attempt > step.attempt + MOST_AHEAD:
-            return f"descriptor of attempt {descriptor.attempt} while others are at {step.attempt}"
-        if self.peer in descriptor.peers and step.own is not None:
-            weight = descriptor.members[descriptor.peers.index(self.peer)].weight
-            if step.own.weight != weight:
-                return f"descriptor gives this peer a weight of {weight}, which it never claimed"
-        return None
-
-    def _follow(self, step: _Step, descriptor: Descriptor, now: float) -> list[Action]:
+    def _follow(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
         known, step.descriptor, step.followed_at = step.descriptor, descriptor, now
         if descriptor.attempt > step.attempt:
             step.attempt, step.leading, step.attempt_at = descriptor.attempt, None, now
         if known is None or known.plan_id != descriptor.plan_id:
-            step.sent, step.arrived, step.reduced = set(), {}, set()
-            step.here, step.held, step.holder, step.fetching, step.accepted = set(), {}, {}, set(), None
+            step.forget_plan()
         actions: list[Action] = [Follow(descriptor)]
-        if not self._contributes(step):
+        if not step.contributes:
             return actions
         me = descriptor.peers.index(self.peer)
         for shard, reducer in enumerate(descriptor.reducers):
@@ -396,42 +286,23 @@ class Round:
             actions += self._tell(step, shard, now) if shard in step.held else self._reduce(step, shard, now)
         return actions
 
-    def _contributes(self, step: _Step) -> bool:
-        """Whether the contribution that the plan counts is here: a peer that came back may have none, or another."""
-        descriptor = step.descriptor
-        if descriptor is None or step.own is None or self.peer not in descriptor.peers:
-            return False
-        return descriptor.members[descriptor.peers.index(self.peer)].weight == step.own.weight
-
-    def _fetch(self, step: _Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
+    def _fetch(self, step: Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
         if (shard, digest) in step.fetching:
             return []
         step.fetching.add((shard, digest))
         leader_first = sorted(self._alive, key=lambda peer: (peer != descriptor.leader, peer))
         return [Fetch(descriptor, shard, digest, tuple(leader_first))]
 
-    def _on_arrived(self, step: _Step, plan_id: bytes, shard: int, sender: str, now: float) -> list[Action]:
+    def _on_arrived(self, step: Step, plan_id: bytes, shard: int, sender: str, now: float) -> list[Action]:
         descriptor = step.descriptor
         if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
             return []
         step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
         return self._reduce(step, shard, now)
 
-    def _collecting(self, step: _Step) -> list[int]:
-        """Shards that this peer has to reduce and has not."""
-        descriptor = step.descriptor
-        if descriptor is None or not self._contributes(step) or step.commit is not None:
-            return []
-        me = descriptor.peers.index(self.peer)
-        return [
-            shard
-            for shard, reducer in enumerate(descriptor.reducers)
-            if reducer == me and shard not in step.reduced and not descriptor.settled[shard]
-        ]
-
-    def _reduce(self, step: _Step, shard: int, now: float) -> list[Action]:
+    def _reduce(self, step: Step, shard: int, now: float) -> list[Action]:
         """Reduce a shard once every member's share is here, or the member gone, or its time over."""
-        if shard not in self._collecting(step):
+        if shard not in step.collecting():
             return []
         assert step.descriptor is not None
         arrived = step.arrived.get(shard, set())
@@ -441,12 +312,12 @@ class Round:
             if index not in arrived and peer in self._alive and peer != self.peer
         ]
         overdue = now >= step.followed_at + self.pace.reduce_s
-        if (waiting and not overdue) or len(arrived) < self.quorum:
+        if (waiting and not overdue) or len(arrived) < self.terms.quorum:
             return []
         step.reduced.add(shard)
         return [Reduce(step.descriptor, shard, tuple(sorted(arrived)))]
 
-    def _on_result(self, step: _Step, event: ResultReady, now: float) -> list[Action]:
+    def _on_result(self, step: Step, event: ResultReady, now: float) -> list[Action]:
         descriptor, shard = step.descriptor, event.shard
         if descriptor is None or descriptor.plan_id != event.plan_id:
             return []
@@ -470,7 +341,7 @@ class Round:
 
     # Committing: what is held is told to the leader, what more than half hold is committed, what is committed applied.
 
-    def _tell(self, step: _Step, shard: int, now: float) -> list[Action]:
+    def _tell(self, step: Step, shard: int, now: float) -> list[Action]:
         descriptor = step.descriptor
         if descriptor is None or descriptor.attempt != step.attempt:
             return []
@@ -481,7 +352,7 @@ class Round:
             return self._on_held(step, self.peer, held, now)
         return [Send(descriptor.leader, held)]
 
-    def _on_held(self, step: _Step, sender: str, held: Held, now: float) -> list[Action]:
+    def _on_held(self, step: Step, sender: str, held: Held, now: float) -> list[Action]:
         leading = step.leading
         if leading is None or (held.outer_step, held.attempt, held.revision) != (step.outer_step, *leading.order):
             return []
@@ -494,13 +365,13 @@ class Round:
         commit = Commit(leading, digests)
         return [Send(None, commit), *self._on_commit(step, self.peer, commit, now)]
 
-    def _on_commit(self, step: _Step, sender: str, commit: Commit, now: float) -> list[Action]:
+    def _on_commit(self, step: Step, sender: str, commit: Commit, now: float) -> list[Action]:
         descriptor = commit.descriptor
         if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
             return []
         if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
             return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
-        if reason := self._misfit(step, descriptor):
+        if reason := step.misfit(descriptor):
             return [Strike(sender, f"commit of a {reason}")]
         if len(commit.digests) != descriptor.n_shards:
             return [Strike(sender, "commit does not fit its descriptor")]
@@ -516,7 +387,7 @@ class Round:
         step.fetch_at = now + (0.1 + (now - step.followed_at) if followed else 0.0)
         return actions + self._apply_if_complete(step, now)
 
-    def _apply_if_complete(self, step: _Step, now: float) -> list[Action]:
+    def _apply_if_complete(self, step: Step, now: float) -> list[Action]:
         assert step.commit is not None
         if len(step.held) < step.commit.descriptor.n_shards:
             return []
@@ -529,7 +400,7 @@ class Round:
 
     def _on_down(self, peer: str, now: float) -> list[Action]:
         step = self._step
-        led = step is not None and self._leader_in_view(step) == peer
+        led = step is not None and step.leader(self._alive) == peer
         self._alive.pop(peer, None)
         self._early.pop(peer, None)
         if step is None or step.applying:
@@ -539,29 +410,16 @@ class Round:
             step.fetch_at = now
             return self._on_tick(step, now)
         step.readies.pop(peer, None)
-        if step.own is not None and (led or self._lost_majority(step)):
+        if step.own is not None and (led or step.lost_majority(self._alive)):
             return self._next_attempt(step, step.attempt + 1, now)
         if step.leading is not None:
             alive = {*self._alive, self.peer}
             if descriptor := plan.reassigned_descriptor(step.leading, alive, step.told):
                 return self._announce(step, descriptor, now)
-        actions = [action for shard in self._collecting(step) for action in self._reduce(step, shard, now)]
+        actions = [action for shard in step.collecting() for action in self._reduce(step, shard, now)]
         return actions + self._lead(step, now)
 
-    def _lost_majority(self, step: _Step) -> bool:
-        """Whether what is followed cannot be committed any more by those who are left."""
-        descriptor = step.descriptor
-        if descriptor is None or descriptor.attempt != step.attempt:
-            return False
-        voters = [descriptor.peers[index] for index in descriptor.voters]
-        return 2 * sum(voter == self.peer or voter in self._alive for voter in voters) <= len(voters)
-
-    def _leader_in_view(self, step: _Step) -> str:
-        if step.descriptor is not None and step.descriptor.attempt == step.attempt:
-            return step.descriptor.leader
-        return self._leader(step)
-
-    def _notice_behind(self, step: _Step, now: float) -> None:
+    def _notice_behind(self, step: Step, now: float) -> None:
         ahead = any(
             status.outer_step > step.outer_step for status in self._alive.values() if status.role == Role.MEMBER
         )
@@ -570,7 +428,7 @@ class Round:
         elif step.behind_since is None:
             step.behind_since = now
 
-    def _on_message(self, step: _Step, sender: str, message: object, now: float) -> list[Action]:
+    def _on_message(self, step: Step, sender: str, message: object, now: float) -> list[Action]:
         match message:
             case Ready():
                 return self._on_ready(step, sender, message, now)
@@ -584,7 +442,7 @@ class Round:
                 return [ForwardCommit(sender, outer_step)]
         raise TypeError(f"no such message: {message!r}")
 
-    def _on_tick(self, step: _Step, now: float) -> list[Action]:
+    def _on_tick(self, step: Step, now: float) -> list[Action]:
         actions: list[Action] = []
         if step.behind_since is not None and now >= step.behind_since + BEHIND_S and step.commit is None:
             if step.asks >= MOST_ASKS:
@@ -604,11 +462,11 @@ class Round:
             actions.append(StopTraining())
         if step.own is not None and now >= step.attempt_at + self.pace.attempt_s(step.attempt):
             return actions + self._next_attempt(step, step.attempt + 1, now)
-        for shard in self._collecting(step):
+        for shard in step.collecting():
             actions += self._reduce(step, shard, now)
         return actions + self._lead(step, now)
 
-    def _give_up(self, step: _Step, now: float) -> list[Action]:
+    def _give_up(self, step: Step, now: float) -> list[Action]:
         """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
         commit, step.failed_fetches = step.commit, step.failed_fetches + 1
         if step.failed_fetches < MOST_ASKS or commit is None:
@@ -617,12 +475,12 @@ class Round:
         if any(status.outer_step > step.outer_step for status in self._alive.values()):
             return [Resync(f"nobody has the results of outer step {step.outer_step} any more")]
         step.lost.add(commit)
-        step.commit, step.accepted, step.descriptor, step.fetch_at = None, None, None, None
-        step.here, step.held, step.holder, step.reduced, step.fetching = set(), {}, {}, set(), set()
+        step.commit, step.descriptor, step.fetch_at = None, None, None
+        step.forget_plan()
         lost: list[Action] = [Report("commit_lost", (("outer_step", step.outer_step),))]
         return lost + self._next_attempt(step, step.attempt + 1, now)
 
-    def _fetch_missing(self, step: _Step) -> list[Action]:
+    def _fetch_missing(self, step: Step) -> list[Action]:
         descriptor = step.descriptor
         if descriptor is None:
             return []

@@ -1,0 +1,191 @@
+"""What one peer knows about the outer step that is being taken, and what follows from it without deciding anything."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from peers.election import leadership_order
+from peers.messages import Role, Status
+from runtime.averaging.codec import BLOCK
+from runtime.averaging.events import ContributionReady
+from runtime.averaging.messages import Accepted, Commit, Descriptor, Ready
+
+# Attempts double in length: nobody who can hear the others is so far ahead of them.
+MOST_AHEAD = 64
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What does not change from step to step: who this is, in which run, and what everyone there has agreed on."""
+
+    peer: str
+    run_id: str
+    n_elements: int
+    codec: str
+    quorum: int
+
+
+@dataclass
+class Step:
+    """Times are loop time in seconds; shards and members are named by their index in ``descriptor``.
+
+    ``alive`` in its methods are the linked peers with their last status.
+    """
+
+    terms: Terms
+    outer_step: int
+    lineage: bytes
+    state: bytes
+    begun_at: float
+    attempt_at: float
+    attempt: int = 0
+    own: ContributionReady | None = None
+    readies: dict[str, Ready] = field(default_factory=dict)
+    first_ready_at: float | None = None
+    stop_sent: bool = False
+
+    descriptor: Descriptor | None = None
+    """The one that is followed; the sets below are about its plan."""
+    followed_at: float = 0.0
+    sent: set[tuple[int, int]] = field(default_factory=set)
+    """(shard, reducer) to which this peer's share went."""
+    arrived: dict[int, set[int]] = field(default_factory=dict)
+    """Members whose share of a shard is here."""
+    reduced: set[int] = field(default_factory=set)
+    """Shards that this peer has reduced, as long as they are its own."""
+    here: set[tuple[int, bytes]] = field(default_factory=set)
+    """(shard, digest) of every result whose bytes are here."""
+    held: dict[int, bytes] = field(default_factory=dict)
+    """The one result of a shard that counts."""
+    holder: dict[int, int] = field(default_factory=dict)
+    """The reducer that the held result was made under."""
+    fetching: set[tuple[int, bytes]] = field(default_factory=set)
+    accepted: Accepted | None = None
+
+    leading: Descriptor | None = None
+    """The descriptor that this peer leads under, and what its voters have told that they hold."""
+    told: dict[str, dict[int, bytes]] = field(default_factory=dict)
+
+    commit: Commit | None = None
+    """Known and not applied: results are missing, or (``applying``) being applied."""
+    applying: bool = False
+    fetch_at: float | None = None
+    failed_fetches: int = 0
+    lost: set[Commit] = field(default_factory=set)
+    """Commits of which nobody alive has the results."""
+    behind_since: float | None = None
+    asks: int = 0
+
+    def forget_plan(self) -> None:
+        self.sent, self.arrived, self.reduced, self.here = set(), {}, set(), set()
+        self.held, self.holder, self.fetching, self.accepted = {}, {}, set(), None
+
+    def own_ready(self) -> Ready:
+        """What this peer tells everyone, from the second attempt on with what it knows of those before."""
+        assert self.own is not None
+        last = self.descriptor if self.attempt > 0 else None
+        return Ready(
+            outer_step=self.outer_step,
+            attempt=self.attempt,
+            lineage=self.lineage,
+            state=self.state,
+            weight=self.own.weight,
+            loss=self.own.loss,
+            following=last,
+            accepted=self.accepted if last else None,
+            held=tuple(self.held.get(shard, b"") for shard in range(last.n_shards)) if last else (),
+        )
+
+    def ready_now(self, alive: Collection[str]) -> dict[str, Ready]:
+        """Those that are ready for this attempt, this peer included."""
+        return {
+            peer: ready
+            for peer, ready in sorted(self.readies.items())
+            if ready.attempt == self.attempt and (peer == self.terms.peer or peer in alive)
+        }
+
+    def expected(self, alive: Mapping[str, Status]) -> list[str]:
+        """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""
+
+        def may_come(peer: str, status: Status) -> bool:
+            # A heartbeat is up to a second old: who was at an earlier step may be at this one by now.
+            earlier = status.outer_step < self.outer_step
+            here = (status.outer_step, status.lineage) == (self.outer_step, self.lineage)
+            return status.role == Role.MEMBER and (earlier or here or peer in self.readies)
+
+        return sorted([self.terms.peer, *(peer for peer, status in alive.items() if may_come(peer, status))])
+
+    def elected(self, alive: Mapping[str, Status]) -> str:
+        """Who leads this attempt by the hash order."""
+        return leadership_order(self.terms.run_id, self.outer_step, self.attempt, self.expected(alive))[0]
+
+    def leader(self, alive: Mapping[str, Status]) -> str:
+        """Who leads this attempt in fact, if anyone has begun it."""
+        if self.descriptor is not None and self.descriptor.attempt == self.attempt:
+            return self.descriptor.leader
+        return self.elected(alive)
+
+    def lost_majority(self, alive: Collection[str]) -> bool:
+        """Whether what is followed cannot be committed any more by those who are left."""
+        descriptor = self.descriptor
+        if descriptor is None or descriptor.attempt != self.attempt:
+            return False
+        voters = [descriptor.peers[index] for index in descriptor.voters]
+        return 2 * sum(voter == self.terms.peer or voter in alive for voter in voters) <= len(voters)
+
+    @property
+    def contributes(self) -> bool:
+        """Whether the contribution that the plan counts is here: a peer that came back may have none, or another."""
+        descriptor = self.descriptor
+        if descriptor is None or self.own is None or self.terms.peer not in descriptor.peers:
+            return False
+        return descriptor.members[descriptor.peers.index(self.terms.peer)].weight == self.own.weight
+
+    def collecting(self) -> list[int]:
+        """Shards that this peer has to reduce and has not."""
+        descriptor = self.descriptor
+        if descriptor is None or not self.contributes or self.commit is not None:
+            return []
+        me = descriptor.peers.index(self.terms.peer)
+        return [
+            shard
+            for shard, reducer in enumerate(descriptor.reducers)
+            if reducer == me and shard not in self.reduced and not descriptor.settled[shard]
+        ]
+
+    def misfit(self, descriptor: Descriptor) -> str | None:
+        """Why a descriptor cannot be one of this step, whoever made it."""
+        try:
+            descriptor.check(self.terms.n_elements, BLOCK)
+        except ValueError as error:
+            return f"descriptor that does not hold together: {error}"
+        of_run = (descriptor.run_id, descriptor.codec, descriptor.outer_step)
+        if of_run != (self.terms.run_id, self.terms.codec, self.outer_step):
+            return "descriptor of another run, codec or outer step"
+        if (descriptor.lineage, descriptor.state) != (self.lineage, self.state):
+            return "descriptor of another lineage"
+        return None
+
+    def objection_to(self, descriptor: Descriptor) -> str | None:
+        """Why a leader's descriptor is not followed."""
+        if reason := self.misfit(descriptor):
+            return reason
+        if descriptor.attempt > self.attempt + MOST_AHEAD:
+            return f"descriptor of attempt {descriptor.attempt} while others are at {self.attempt}"
+        if self.terms.peer in descriptor.peers and self.own is not None:
+            weight = descriptor.members[descriptor.peers.index(self.terms.peer)].weight
+            if self.own.weight != weight:
+                return f"descriptor gives this peer a weight of {weight}, which it never claimed"
+        return None
+
+    def objection_to_ready(self, ready: Ready) -> str | None:
+        """Why a Ready cannot be right: what it says of earlier attempts becomes the plan of the next."""
+        if ready.attempt > self.attempt + MOST_AHEAD:
+            return f"ready for attempt {ready.attempt} while others are at {self.attempt}"
+        for descriptor in (ready.following, ready.accepted.descriptor if ready.accepted else None):
+            if descriptor is not None and (reason := self.misfit(descriptor)):
+                return f"ready after a {reason}"
+        if ready.accepted and len(ready.accepted.digests) != ready.accepted.descriptor.n_shards:
+            return "ready with a number of accepted results that does not fit their descriptor"
+        if any(len(digest) not in (0, 32) for digest in ready.held):
+            return "ready with a held digest of a wrong length"
+        return None
