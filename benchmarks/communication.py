@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from runtime.config import RunConfig
-from runtime.demo import DemoOptions, run_demo
+from runtime.demo.run import DemoOptions, run_demo
 from runtime.training.model import PRESETS, build_model
 
 

@@ -211,7 +211,7 @@ def demo(
     """Train a small model with a swarm on this machine, and report on it."""
     if kill and peers < 2:
         raise ConfigError("the demo kills one of the joiners, and with --peers 1 there is none; say --no-kill")
-    from runtime.demo import DemoOptions, run_demo
+    from runtime.demo.run import DemoOptions, run_demo
 
     return run_demo(DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir=workdir))
 

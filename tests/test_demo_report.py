@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from runtime.config import InnerSection, OuterSection, RunConfig
-from runtime.demo_peers import Tail
-from runtime.demo_report import Demo, Event, Happening, build_report, byte_words, parse_events, ranges, render_report
+from runtime.demo.processes import Tail
+from runtime.demo.report import Demo, Event, Happening, build_report, byte_words, parse_events, ranges, render_report
 
 STEPS, INNER, BATCH, CONTEXT, P = 4, 10, 2, 8, 1000
 FULL = INNER * BATCH * CONTEXT

@@ -14,7 +14,7 @@ IO = {"asyncio", "socket", "threading", "time", "random", "hivemind", "uvloop"}
 PURE = {
     *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity")),
     *(f"runtime/averaging/{name}.py" for name in ("messages", "round", "reduce", "shards")),
-    *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo_report")),
+    *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo/report")),
 }
 # Third party -> the files that may import it.
 ONLY_IN = {

@@ -131,3 +131,18 @@ def test_a_killed_peer_that_comes_back_with_its_folder_takes_part_again(tmp_path
         assert joined > before.outer_step
         together = takes_part(first, after, joined)["outer_step"]
         assert_equal_steps([first, after], joined + 1, together)
+
+
+def test_an_opener_that_starts_again_joins_those_who_went_on_without_it(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        before, invite = made.start(outer_steps=100_000)
+        second = made.join("second", invite)
+        takes_part(before, second, 0)
+        before.kill()
+        second.wait_for("member_down", lambda event: event["member"] == before.id)
+        second.wait_for_step(second.outer_step + 3)
+        after, _ = made.start(outer_steps=100_000)
+        joined = after.wait_for("joined")["outer_step"]
+        assert joined > before.outer_step
+        together = takes_part(second, after, joined)["outer_step"]
+        assert_equal_steps([second, after], joined + 1, together)

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from runtime.demo_peers import PeerProcess
+from runtime.demo.processes import PeerProcess
 
 REFRESH_S = 0.25
 SHOWN_MESSAGES = 6

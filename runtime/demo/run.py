@@ -14,9 +14,9 @@ from types import FrameType
 from rich.console import Console
 
 from runtime.config import RunConfig
-from runtime.demo_peers import PeerProcess, end_all
-from runtime.demo_report import Demo, Happening, build_report, render_report
-from runtime.demo_view import DemoView
+from runtime.demo.processes import PeerProcess, end_all
+from runtime.demo.report import Demo, Happening, build_report, render_report
+from runtime.demo.view import DemoView
 from runtime.errors import ConfigError
 from runtime.runfile import render_run_file
 from runtime.training.data import load_corpus

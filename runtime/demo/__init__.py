@@ -1,0 +1,1 @@
+"""``atoll demo``: a swarm of real processes on this machine, and a report on it."""
