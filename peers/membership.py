@@ -1,11 +1,13 @@
 """Which peers of the run are known, dialled, linked and silent: a pure machine.
 
 A link is up while this peer has a control stream to the other and hears one from it. The end of either stream is the
-other's death, now; silence for ``SILENCE_S`` is taken as death too. Where a peer is only known from a record, it is
-dialled, and dialled again ever more rarely.
+other's death, now; silence for ``SILENCE_S`` is taken as death too. Each side opens again what it had opened itself: to
+close the other half as well would end, on a link that broke for a moment, what the other has just mended. Where a peer
+is only known from a record, it is dialled, and dialled again ever more rarely.
 """
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import assert_never
 
 from peers.messages import Addresses, Status
@@ -47,12 +49,21 @@ class Heard:
     status: Status | None
 
 
+class Half(Enum):
+    """Which of the two streams of a link."""
+
+    TO_PEER = auto()
+    FROM_PEER = auto()
+    BOTH = auto()
+
+
 @dataclass(frozen=True)
 class Ended:
-    """A control stream to or from the peer has ended, or the peer said goodbye (``left``)."""
+    """A control stream to or from the peer has ended, or both are given up; ``left`` if the peer said goodbye."""
 
     peer: str
     reason: str
+    half: Half = Half.BOTH
     left: bool = False
 
 
@@ -84,26 +95,35 @@ class Changed:
 
 @dataclass(frozen=True)
 class Down:
-    """Close what is left of the link; the peer was linked before, so others are told."""
+    """The peer is not linked any more. Unless it ``left``, it is dialled again at once."""
 
     peer: str
     reason: str
+    left: bool = False
+
+
+@dataclass(frozen=True)
+class Gone:
+    """The dial after a Down has failed: not the connection has ended, but the peer, or the way to it."""
+
+    peer: str
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Close what is left of a link that never came up."""
+    """Close what is left of the link, a dial included."""
 
     peer: str
 
 
-Action = Dial | Up | Changed | Down | Drop
+Action = Dial | Up | Changed | Down | Gone | Drop
 
 
 @dataclass
 class _Link:
     addresses: Addresses = ()
     dialling: bool = False
+    missing: bool = False
     sending: bool = False
     status: Status | None = None
     last_heard: float = 0.0
@@ -154,22 +174,22 @@ class Membership:
                 link.dialling, link.sending = False, True
                 if link.status is None:
                     link.last_heard = now
-                return [Up(peer, link.status)] if link.status else []
+                return self._up(peer, link) if link.status else []
             case DialFailed(peer):
                 link = self._links.setdefault(peer, _Link())
-                link.dialling = False
+                was_missing, link.dialling, link.missing = link.missing, False, False
                 self._retry_later(link, now)
-                return []
+                return [Gone(peer)] if was_missing else []
             case Heard(peer, status):
                 return self._heard(peer, status, now)
-            case Ended(peer, reason, left):
-                return self._ended(peer, reason, left, now)
+            case Ended():
+                return self._ended(event, now)
             case Tick():
                 silent = [
                     action
                     for peer, link in sorted(self._links.items())
                     if link.open and now >= link.last_heard + SILENCE_S
-                    for action in self._ended(peer, f"silent for {now - link.last_heard:.1f} s", False, now)
+                    for action in self._ended(Ended(peer, f"silent for {now - link.last_heard:.1f} s"), now)
                 ]
                 return silent + self._dial_due(now)
         assert_never(event)
@@ -186,18 +206,33 @@ class Membership:
                 link.retry_at = now
             return self._dial_due(now)
         link.retry_s = RETRY_FIRST_S
-        return [Up(peer, status)] if first else [Changed(peer, status)]
+        return self._up(peer, link) if first else [Changed(peer, status)]
 
-    def _ended(self, peer: str, reason: str, left: bool, now: float) -> list[Action]:
-        link = self._links.setdefault(peer, _Link())
-        was_up, had_any = link.up, link.open
-        link.sending, link.status = False, None
-        # Down and Drop close what is left of the link, and that is a dial as well.
-        link.dialling = link.dialling and not had_any
-        self._retry_later(link, now, RETRY_MOST_S if left else link.retry_s)
+    def _up(self, peer: str, link: _Link) -> list[Action]:
+        assert link.status is not None
+        link.missing = False
+        return [Up(peer, link.status)]
+
+    def _ended(self, event: Ended, now: float) -> list[Action]:
+        peer, link = event.peer, self._links.setdefault(event.peer, _Link())
+        was_up, was_open = link.up, link.open
+        if event.half is not Half.FROM_PEER:
+            link.sending = False
+        if event.half is not Half.TO_PEER:
+            link.status = None
+        if not was_open:
+            return []
+        actions: list[Action] = []
         if was_up:
-            return [Down(peer, reason)]
-        return [Drop(peer)] if had_any else []
+            link.missing = not event.left
+            actions.append(Down(peer, event.reason, event.left))
+        if event.half is Half.BOTH:
+            link.dialling = False
+            actions.append(Drop(peer))
+            self._retry_later(link, now, RETRY_MOST_S if event.left else link.retry_s)
+        elif event.half is Half.TO_PEER:
+            self._retry_later(link, now, 0.0 if link.missing else link.retry_s)
+        return actions + self._dial_due(now)
 
     def _retry_later(self, link: _Link, now: float, after_s: float | None = None) -> None:
         link.retry_at = now + (link.retry_s if after_s is None else after_s)

@@ -15,7 +15,22 @@ from dataclasses import dataclass
 from peers import membership
 from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.identity import Identity
-from peers.membership import HEARTBEAT_S, Changed, Dial, DialFailed, Dialled, Down, Drop, Ended, Heard, Known, Tick, Up
+from peers.membership import (
+    HEARTBEAT_S,
+    Changed,
+    Dial,
+    DialFailed,
+    Dialled,
+    Down,
+    Drop,
+    Ended,
+    Gone,
+    Half,
+    Heard,
+    Known,
+    Tick,
+    Up,
+)
 from peers.messages import (
     CONTROL,
     PROTOCOL_VERSION,
@@ -44,6 +59,8 @@ LOOK_EVERY_S = 5.0
 MAX_QUEUED = 256
 
 _OWN, _FOREIGN = b"\0", b"\1"
+# No frame is empty: this in a queue ends its writer.
+_BROKEN = b""
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class Received:
     body: bytes
 
 
-MeshEvent = Up | Changed | Down | Received
+MeshEvent = Up | Changed | Down | Gone | Received
 
 
 def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list[Known]:
@@ -192,9 +209,9 @@ class Mesh:
             match action:
                 case Dial(peer, addresses):
                     self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
-                case Down(peer) | Drop(peer):
+                case Drop(peer):
                     self._close(peer)
-            if isinstance(action, Up | Changed | Down):
+            if isinstance(action, Up | Changed | Down | Gone):
                 self.listener(action)
         self._wake.set()
 
@@ -224,11 +241,13 @@ class Mesh:
             self._handle(DialFailed(peer))
             return
         queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED)
+        watching: asyncio.Task[None] | None = None
         try:
             hello = Hello(PROTOCOL_VERSION, self._run_id, self._addresses, self._status)
             await self._send(stream, _OWN + CONTROL.encode(hello))
             self._queues[peer] = queue
             self._handle(Dialled(peer))
+            watching = self._tasks.create_task(_watch(stream, queue))
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):
@@ -236,13 +255,17 @@ class Mesh:
                 except TimeoutError:
                     await self._send(stream, _OWN + CONTROL.encode(Heartbeat(self._status)))
                     continue
+                if frame == _BROKEN:
+                    raise StreamClosed(peer, "connection lost")
                 await self._send(stream, frame)
                 queue.task_done()
         except StreamClosed as error:
             self._writers.pop(peer, None)
             self._queues.pop(peer, None)
-            self._handle(Ended(peer, error.reason))
+            self._handle(Ended(peer, error.reason, Half.TO_PEER))
         finally:
+            if watching is not None:
+                watching.cancel()
             stream.close()
 
     async def _send(self, stream: Stream, frame: bytes) -> None:
@@ -269,7 +292,8 @@ class Mesh:
                 self._strike(peer, error.reason)
             if self._inbound.get(peer) is stream:
                 del self._inbound[peer]
-                self._handle(Ended(peer, str(getattr(error, "reason", "no greeting"))))
+                reason = error.reason if isinstance(error, PeerError) else "no greeting"
+                self._handle(Ended(peer, reason, Half.FROM_PEER))
 
     def _dispatch(self, peer: str, frame: bytes) -> None:
         self.bytes_received += FRAME_HEADER_BYTES + len(frame)
@@ -290,3 +314,12 @@ class Mesh:
             raise ProtocolViolation(peer, "unknown kind of control frame")
         message: Hello | Heartbeat | Goodbye = CONTROL.decode(frame[1:], peer)
         return message
+
+
+async def _watch(stream: Stream, queue: asyncio.Queue[bytes]) -> None:
+    """Notice the end of a stream that is only written to, when it comes and not with the next heartbeat."""
+    try:
+        await stream.receive(1)
+    except PeerError:
+        with suppress(asyncio.QueueFull):
+            queue.put_nowait(_BROKEN)

@@ -53,7 +53,7 @@ async def quiet(swarm: Swarm) -> None:
     await swarm.finish(300)
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(60))
 def test_every_survivor_commits_the_same_bytes_whoever_crashes(seed: int) -> None:
     swarm = simulate(seed, churn, last_outer_step=LAST, quorum=2)
     assert sorted(swarm.steps) == list(range(1, LAST + 1))
@@ -137,6 +137,23 @@ def test_a_newcomer_has_the_bits_of_the_others_and_takes_part(seed: int) -> None
         assert took_part == steps
 
     simulate(seed, late, last_outer_step=LAST)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_connection_that_breaks_for_a_moment_does_not_fork_two_peers(seed: int) -> None:
+    async def flaky(swarm: Swarm) -> None:
+        one, other = swarm.start("p0", established=True), swarm.start("p1")
+        breaking = asyncio.get_running_loop().create_task(break_often(swarm, one.peer, other.peer))
+        await swarm.finish(300)
+        breaking.cancel()
+
+    async def break_often(swarm: Swarm, one: str, other: str) -> None:
+        while True:
+            await asyncio.sleep(swarm.rng.expovariate(1.0))
+            swarm.network.cut(one, other)
+
+    swarm = simulate(seed, flaky, last_outer_step=LAST, quorum=1)
+    assert sorted(swarm.steps) == list(range(1, LAST + 1))
 
 
 def test_a_fresh_peer_alone_never_starts_a_run_that_it_was_invited_to() -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from peers.membership import Changed, Down, Up
+from peers.membership import Changed, Down, Gone, Up
 from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Ready
 
 Message = Ready | Descriptor | Held | Commit | CommitRequest
@@ -77,6 +77,7 @@ Event = (
     | Up
     | Changed
     | Down
+    | Gone
     | Tick
 )
 

@@ -10,7 +10,7 @@ and what they accepted, so that a result that may have been committed is committ
 from collections import deque
 from typing import assert_never
 
-from peers.membership import Changed, Down, Up
+from peers.membership import Changed, Down, Gone, Up
 from peers.messages import Role, Status
 from runtime.averaging import plan
 from runtime.averaging.events import (
@@ -42,6 +42,8 @@ from runtime.averaging.step import Step, Terms
 
 # A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
 BEHIND_S = 1.5
+# How long a leader waits for a lost peer to be dialled again; a killed one refuses at once and costs nothing.
+REDIAL_S = 1.0
 # Asking for one commit so often without an answer means that nobody keeps it any more.
 MOST_ASKS = 3
 
@@ -55,6 +57,7 @@ class Round:
         self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
         self._alive: dict[str, Status] = {}
         self._early: dict[str, Ready] = {}
+        self._missing: dict[str, float] = {}
         self._step: Step | None = None
 
     @property
@@ -91,7 +94,8 @@ class Round:
             if step.own is not None:
                 deadlines.append(step.attempt_at + self.pace.attempt_s(step.attempt))
             if self._may_begin(step):
-                deadlines.append(self._begin_by(step))
+                held_until = max(self._missing.values(), default=0.0)
+                deadlines += [max(self._begin_by(step), held_until), *([held_until] if self._missing else [])]
             if any(len(step.arrived.get(shard, ())) >= self.terms.quorum for shard in step.collecting()):
                 deadlines.append(step.followed_at + self.pace.reduce_s)
         return min(deadlines, default=None)
@@ -102,8 +106,11 @@ class Round:
                 return self._begin_step(event, now)
             case Up(peer, status) | Changed(peer, status):
                 return self._on_status(peer, status, now)
-            case Down(peer, _):
-                return self._on_down(peer, now)
+            case Down(peer, _, left):
+                return self._on_down(peer, left, now)
+            case Gone(peer):
+                self._missing.pop(peer, None)
+                return self._lead(self._step, now) if self._step and not self._step.applying else []
         step = self._step
         if step is None or step.applying:
             return []
@@ -143,6 +150,7 @@ class Round:
         known = self._alive.get(peer)
         new_member = status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
         self._alive[peer] = status
+        self._missing.pop(peer, None)
         step = self._step
         if step is None or step.applying:
             return []
@@ -150,6 +158,7 @@ class Round:
         actions: list[Action] = []
         if new_member and step.own is not None and step.commit is None:
             actions.append(Send(peer, step.own_ready()))
+            actions += self._send_again(step, peer)
         return actions
 
     def _on_contribution(self, step: Step, event: ContributionReady, now: float) -> list[Action]:
@@ -218,6 +227,10 @@ class Round:
     def _lead(self, step: Step, now: float) -> list[Action]:
         if not self._may_begin(step):
             return []
+        # A broken connection is dialled again in milliseconds; to begin without its peer would fork the run.
+        self._missing = {peer: until for peer, until in self._missing.items() if now < until}
+        if self._missing:
+            return []
         ready = step.ready_now(self._alive)
         if not ready.keys() >= set(step.expected(self._alive)) and now < self._begin_by(step):
             return []
@@ -285,6 +298,22 @@ class Round:
         for shard in range(descriptor.n_shards):
             actions += self._tell(step, shard, now) if shard in step.held else self._reduce(step, shard, now)
         return actions
+
+    def _send_again(self, step: Step, peer: str) -> list[Action]:
+        """What a peer that is back may have lost with its connection: the share for it to reduce, and my results."""
+        descriptor = step.descriptor
+        if descriptor is None or peer not in descriptor.peers or not step.contributes:
+            return []
+        again: list[Action] = []
+        for shard, reducer in enumerate(descriptor.reducers):
+            if descriptor.settled[shard]:
+                continue
+            if descriptor.peers[reducer] == peer:
+                step.sent.add((shard, reducer))
+                again.append(SendContribution(descriptor, shard, peer))
+            elif descriptor.peers[reducer] == self.peer and shard in step.held:
+                again.append(SendResult(descriptor, shard, (peer,)))
+        return again
 
     def _fetch(self, step: Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
         if (shard, digest) in step.fetching:
@@ -398,9 +427,11 @@ class Round:
 
     # What goes wrong: peers that die, leaders that are lost, rounds that were missed.
 
-    def _on_down(self, peer: str, now: float) -> list[Action]:
+    def _on_down(self, peer: str, left: bool, now: float) -> list[Action]:
         step = self._step
         led = step is not None and step.leader(self._alive) == peer
+        if not left:
+            self._missing[peer] = now + REDIAL_S
         self._alive.pop(peer, None)
         self._early.pop(peer, None)
         if step is None or step.applying:
@@ -410,6 +441,8 @@ class Round:
             step.fetch_at = now
             return self._on_tick(step, now)
         step.readies.pop(peer, None)
+        if step.descriptor is not None:
+            step.sent = {(shard, to) for shard, to in step.sent if step.descriptor.peers[to] != peer}
         if step.own is not None and (led or step.lost_majority(self._alive)):
             return self._next_attempt(step, step.attempt + 1, now)
         if step.leading is not None:
@@ -453,9 +486,9 @@ class Round:
             return [Send(peer, CommitRequest(step.outer_step)) for peer in ahead[:3]]
         if step.fetch_at is not None and now >= step.fetch_at:
             step.fetch_at = None
-            return self._fetch_missing(step)
+            actions += self._fetch_missing(step)
         if step.commit is not None:
-            return []
+            return actions
         waited_for = step.own is None and step.first_ready_at is not None and not step.stop_sent
         if waited_for and now >= self._stop_at(step):
             step.stop_sent = True

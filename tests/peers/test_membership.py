@@ -19,6 +19,8 @@ from peers.membership import (
     Drop,
     Ended,
     Event,
+    Gone,
+    Half,
     Heard,
     Known,
     Membership,
@@ -74,22 +76,45 @@ def test_a_new_status_is_told_and_another_message_is_not() -> None:
 
 def test_the_end_of_a_stream_is_death_now_and_once() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
-    assert machine.handle(Ended("bob", "EOF"), T) == [Down("bob", "EOF")]
+    assert machine.handle(Ended("bob", "EOF"), T) == [Down("bob", "EOF"), Drop("bob")]
     assert machine.members() == {}
     assert machine.handle(Ended("bob", "EOF"), T) == []
+
+
+def test_a_lost_peer_that_cannot_be_dialled_is_gone_and_one_that_can_is_up_again() -> None:
+    linked = (Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
+    machine, actions = fed(*linked, Ended("bob", "EOF", Half.TO_PEER))
+    assert actions == [Down("bob", "EOF"), Dial("bob", HERE)]
+    assert machine.handle(DialFailed("bob"), T) == [Gone("bob")]
+    machine, _ = fed(*linked, Ended("bob", "EOF", Half.TO_PEER))
+    assert machine.handle(Dialled("bob"), T) == [Up("bob", STATUS)]
+
+
+def test_the_end_of_one_stream_is_death_now_and_closes_nothing_that_is_still_open() -> None:
+    linked = (Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
+    machine, actions = fed(*linked, Ended("bob", "EOF", Half.FROM_PEER))
+    assert actions == [Down("bob", "EOF")]
+    assert machine.handle(Heard("bob", STATUS), T) == [Up("bob", STATUS)]
+    machine, actions = fed(*linked, Ended("bob", "EOF", Half.FROM_PEER), Ended("bob", "EOF", Half.TO_PEER))
+    assert actions == [Dial("bob", HERE)]
+    assert machine.handle(DialFailed("bob"), T) == [Gone("bob")]
 
 
 def test_silence_is_death_and_any_message_ends_it() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
     machine.handle(Heard("bob", None), T + 3.0)
     assert machine.handle(Tick(), T + SILENCE_S + 1) == []
-    (action,) = machine.handle(Tick(), T + 3.0 + SILENCE_S)
-    assert isinstance(action, Down)
+    down, drop = machine.handle(Tick(), T + 3.0 + SILENCE_S)
+    assert isinstance(down, Down)
+    assert drop == Drop("bob")
 
 
 def test_a_goodbye_is_death_now_and_is_not_dialled_again_soon() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
-    assert machine.handle(Ended("bob", "left: tired", left=True), T) == [Down("bob", "left: tired")]
+    assert machine.handle(Ended("bob", "left: tired", left=True), T) == [
+        Down("bob", "left: tired", left=True),
+        Drop("bob"),
+    ]
     assert machine.handle(Tick(), T + RETRY_MOST_S - 1) == []
     assert machine.handle(Tick(), T + RETRY_MOST_S) == [Dial("bob", HERE)]
 
