@@ -180,7 +180,7 @@ def _read_private_file(path: Path) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise IdentityError(f"{path} does not exist: create an identity there or give another path.") from None
+        raise IdentityError(f"{path} does not exist: make a key with `atoll keygen {path}`, or name another.") from None
     except OSError as error:
         raise IdentityError(
             f"{path} cannot be read ({error.strerror}): make it readable for you with chmod 600."

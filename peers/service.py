@@ -159,12 +159,12 @@ class Mesh:
                 stream.close()
 
     async def leave(self, reason: str) -> None:
-        """Tell everyone that this peer is going, and take its record back; bounded by two seconds."""
+        """Tell everyone that this peer is going, and take its record back; bounded by 1.5 seconds."""
         goodbye = _OWN + CONTROL.encode(Goodbye(reason[:200]))
         for peer in self._machine.members():
             self._enqueue(peer, goodbye)
         with suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(1.5):
                 await self._announce(left=True)
                 await asyncio.gather(*(queue.join() for queue in self._queues.values()))
 

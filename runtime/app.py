@@ -1,12 +1,14 @@
 """Puts one peer together, keys, network, model and rounds, and takes it apart when the user or the run says so."""
 
 import asyncio
+import fcntl
+import math
 import os
 import random
 import signal
 import sys
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +30,7 @@ from runtime.invite import Invite, format_invite
 from runtime.log import EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest, sign_manifest
 from runtime.trainer import ReplicaTrainer
-from runtime.training.checkpoint import TrainingState, load_state, save_state
+from runtime.training.checkpoint import STATE_FILE, TrainingState, load_state, save_state
 from runtime.view import View
 
 T = TypeVar("T")
@@ -98,6 +100,7 @@ class _Peer:
         self.log: EventLog
         self.mesh: Mesh
         self._p2pd, self._discovery = p2pd, discovery
+        self._kept_step = 0
         self._saving: asyncio.Task[None] | None = None
         self._leaving = asyncio.Event()
         self._exit_code = 0
@@ -108,6 +111,8 @@ class _Peer:
         cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View, *, alone: bool
     ) -> "_Peer":
         """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
+        for path in (config.folder / "lock", config.key):
+            stack.callback(_lock(path))
         kind = "ip6" if ":" in config.host else "ip4"
         listen = [f"/{kind}/{config.host}/tcp/{config.port}"]
         try:
@@ -137,9 +142,13 @@ class _Peer:
 
     def _on_event(self, event: str, fields: dict[str, object]) -> None:
         self.view.show(event, fields)
-        if event == "member_up":
-            addresses = "\n".join(self.mesh.known_addresses())
-            (self.config.folder / ADDRESSES_FILE).write_text(addresses, encoding="utf-8")
+        if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
+            with suppress(OSError):
+                (self.config.folder / ADDRESSES_FILE).write_text("\n".join(addresses), encoding="utf-8")
+        if event == "joined" and self._kept_step > int(str(fields["outer_step"])):
+            kept = self.config.folder / f"state-{self._kept_step}.safetensors"
+            (self.config.folder / STATE_FILE).rename(kept)
+            self.view.say(f"this folder was further on, at outer step {self._kept_step}: its state is kept in {kept}")
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()
@@ -233,6 +242,7 @@ class _Peer:
         lineage = first_lineage(manifest.run_id, trainer.state_digest())
         if kept := load_state(self.config.folder):
             trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
+            self._kept_step = kept.outer_step
             lineage = kept.lineage
         if trainer.outer_step == 0 and established:
             await self._validate(trainer)
@@ -252,7 +262,7 @@ class _Peer:
         )
         self.view.run(config, manifest.run_id, trainer.n_elements)
         with self.view.training() as line:
-            moving = asyncio.create_task(_keep_moving(line, trainer, config))
+            moving = asyncio.create_task(_keep_moving(line, trainer, config, self.view))
             await self.until_leaving(averager.run())
             await _end(moving)
         if self._saving is not None:
@@ -285,17 +295,37 @@ class _Peer:
 
     async def _validate(self, trainer: ReplicaTrainer) -> None:
         loss = await asyncio.to_thread(trainer.replica.validation_loss)
-        self.log.report("validated", outer_step=trainer.outer_step, val_loss=loss)
+        shown = loss if math.isfinite(loss) else None
+        self.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
 
 
 def _state(trainer: ReplicaTrainer, averager: Averager) -> TrainingState:
     return TrainingState(trainer.outer_step, averager.lineage, trainer.anchor_P.clone(), trainer.momentum_P.clone())
 
 
+def _lock(path: Path) -> Callable[[], None]:
+    """Keep other processes of this machine from using the file; the function that gives it back.
+
+    Raises: ConfigError if one does.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be opened ({error.strerror}): name another with --folder or --key") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        what = "key" if path.name != "lock" else "folder"
+        used = path if what == "key" else path.parent
+        raise ConfigError(f"{used} is in use by another Atoll here: name another --{what}") from None
+    return lambda: os.close(descriptor)
+
+
 def _known_addresses(folder: Path) -> tuple[str, ...]:
     """Where the members of the folder's run could be dialled when it was last used."""
     with suppress(FileNotFoundError):
-        return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8").split())
+        return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
     return ()
 
 
@@ -305,16 +335,26 @@ def _claim_folder(folder: Path, manifest: Manifest) -> None:
     Raises: ConfigError if the folder has another run's.
     """
     file = folder / MANIFEST_FILE
-    if not file.exists():
-        file.write_bytes(manifest.sealed)
-    elif file.read_bytes() != manifest.sealed:
-        raise ConfigError(f"{folder} belongs to another run: name another folder with --folder, or remove it")
+    try:
+        if not file.exists():
+            file.write_bytes(manifest.sealed)
+        elif file.read_bytes() != manifest.sealed:
+            raise ConfigError(f"{folder} belongs to another run: name another folder with --folder")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): name another with --folder") from None
 
 
-async def _keep_moving(line: StatusLine, trainer: ReplicaTrainer, config: RunConfig) -> None:
+async def _keep_moving(line: StatusLine, trainer: ReplicaTrainer, config: RunConfig, view: View) -> None:
+    loop = asyncio.get_running_loop()
+    moved, last, hinted = loop.time(), -1, False
     while True:
         done, step = trainer.replica.inner_steps_done, trainer.outer_step + 1
         line.update(f"outer step {step}: inner step {done} of {config.inner.steps}")
+        if trainer.progress != last:
+            moved, last, hinted = loop.time(), trainer.progress, False
+        elif not hinted and done == config.inner.steps and loop.time() - moved > HINT_AFTER_S:
+            hinted = True
+            view.say(f"outer step {step}: waiting for others; a step needs {config.averaging.quorum} contributions")
         await asyncio.sleep(0.25)
 
 

@@ -211,6 +211,8 @@ def demo(
     """Train a small model with a swarm on this machine, and report on it."""
     if kill and peers < 2:
         raise ConfigError("the demo kills one of the joiners, and with --peers 1 there is none; say --no-kill")
+    if late_joiner and outer_steps < 5:
+        raise ConfigError("the late joiner needs a run of at least 5 outer steps to come late to; say --no-late-joiner")
     from runtime.demo.run import DemoOptions, run_demo
 
     return run_demo(DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir=workdir))

@@ -138,7 +138,7 @@ def _is_ip(value: object) -> bool:
     return True
 
 
-POSITIVE = number("above 0", lambda value: value > 0)
+POSITIVE = number("above 0 and at most 1000", lambda value: 0 < value <= 1000)
 # Whole numbers end at 2**31 - 1 and seeds at 2**63 - 1: what every decoder of a manifest and every generator takes.
 COUNT, COUNT_OR_0, SEED = whole(1, 2**31 - 1), whole(0, 2**31 - 1), whole(0, 2**63 - 1)
 
@@ -149,7 +149,8 @@ RUN_LIMITS: Mapping[str, Allowed] = {
     "data.source": one_of("stdlib", "files"),
     "data.validation_fraction": number("above 0 and below 0.5", lambda value: 0 < value < 0.5),
     "inner.steps": COUNT,
-    "inner.batch": COUNT,
+    # A manifest comes from somebody else: no setting of it may take a volunteer's memory by itself.
+    "inner.batch": whole(1, 4096),
     "inner.learning_rate": POSITIVE,
     "inner.final_ratio": number("from 0 to 1", lambda value: 0 <= value <= 1),
     "inner.warmup_steps": COUNT_OR_0,

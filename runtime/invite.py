@@ -42,7 +42,7 @@ def parse_invite(text: str) -> Invite:
     """
     if len(text) > MAX_CHARACTERS:
         raise _malformed(f"it has {len(text)} characters, an invite at most {MAX_CHARACTERS}")
-    compact = "".join(text.split()).strip("<>\"'`")
+    compact = "".join(text.split()).strip("<>\"'`").removeprefix("invite:")
     if not compact.startswith("atoll:"):
         raise _malformed(f"it must begin with atoll:, this is {shown(compact)}")
     run_id, at, rest = compact.removeprefix("atoll:").partition("@")

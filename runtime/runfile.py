@@ -32,6 +32,8 @@ def load_run_file(path: Path) -> RunConfig:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); name a run file written by: atoll init"
         ) from None
+    if not text.strip():
+        raise ConfigError(f"{path}: is empty; write a run file with: atoll init")
     try:
         table = tomllib.loads(text)
     except ValueError as error:  # beside TOMLDecodeError: a number of more than 4300 digits

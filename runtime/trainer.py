@@ -13,7 +13,7 @@ from runtime.training.data import load_corpus
 from runtime.training.replica import InnerResult, Replica
 
 # An inner step of a large model on a CPU can outlast the five seconds that leaving may take.
-LAST_INNER_STEP_S = 2.0
+LAST_INNER_STEP_S = 1.5
 
 
 class ReplicaTrainer:

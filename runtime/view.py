@@ -63,6 +63,8 @@ class View:
                 return f"downloading the state: {done / 1e6:.1f} of {all_bytes / 1e6:.1f} MB"
             case "joined", {"outer_step": step}:
                 return f"joined at outer step {step}"
+            case "validated", {"outer_step": step, "val_loss": None}:
+                return f"the validation loss at outer step {step} is not a number: the run has diverged"
             case "validated", {"outer_step": step, "val_loss": float(loss)}:
                 return f"validation loss {loss:.4f} nats/byte at outer step {step}"
             case (("strike" | "join_failed" | "manifest_failed"), {"member": str(member), "reason": reason}):

@@ -41,7 +41,7 @@ def prepare(folder: Path) -> None:
     """What the bad inputs below refer to."""
     (folder / "unknown.toml").write_text("[inner]\nstepz = 3\n")
     (folder / "typed.toml").write_text('[inner]\nsteps = "many"\n')
-    (folder / "good.toml").write_text("")
+    (folder / "good.toml").write_text('name = "good"')
     (folder / "file").write_text("not a key, not a folder")
     (folder / "bad.key").write_text("no key")
     (folder / "bad.key").chmod(0o600)

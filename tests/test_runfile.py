@@ -11,7 +11,7 @@ from runtime.config import RUN_LIMITS, ModelSection, PeerConfig, RunConfig, vali
 from runtime.errors import ConfigError
 from runtime.runfile import field_docs, load_run_file, render_run_file, run_config_from_table
 
-FLOATS = st.floats(min_value=1e-300, max_value=1e300)
+FLOATS = st.floats(min_value=0, max_value=1000, exclude_min=True)
 CONFIGS = st.builds(
     RunConfig,
     name=st.text(min_size=1, max_size=64).filter(lambda text: text.isprintable() and not text.isspace()),
@@ -63,7 +63,7 @@ def test_a_rendered_file_reads_back_equal(tmp_path_factory: pytest.TempPathFacto
     assert load_run_file(path) == config
 
 
-@given(st.sampled_from(["inner.learning_rate", "inner.weight_decay", "outer.learning_rate"]), FLOATS)
+@given(st.sampled_from(["inner.learning_rate", "inner.clip_norm", "outer.learning_rate"]), FLOATS)
 def test_any_float_reads_back_to_the_last_bit(tmp_path_factory: pytest.TempPathFactory, key: str, value: float) -> None:
     config = replaced(key, value)
     path = tmp_path_factory.mktemp("run") / "run.toml"
@@ -79,9 +79,9 @@ def test_a_rendered_file_explains_every_key() -> None:
     assert max(map(len, lines)) <= 120
 
 
-def test_an_empty_file_is_the_defaults_and_whole_numbers_stand_for_floats(tmp_path: Path) -> None:
+def test_what_is_not_in_the_file_has_its_default_and_whole_numbers_stand_for_floats(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text("")
+    path.write_text("[inner]\n")
     assert load_run_file(path) == RunConfig()
     path.write_text("\ufeff[inner]\nclip_norm = 2\n", encoding="utf-8")
     loaded = load_run_file(path)

@@ -114,11 +114,11 @@ class Averager:
                     await self._feed(self._step_begun())
                 for peer, member in self._mesh.members().items():
                     await self._feed(membership.Up(peer, member))
-                linger_until: float | None = None
-                while linger_until is None or (loop.time() < linger_until and self._others_behind()):
-                    await self._next_event(linger_until)
-                    if self.finished and self.established and linger_until is None:
-                        linger_until = loop.time() + LINGER_S
+                while not (self.finished and self.established):
+                    await self._next_event(None)
+                until = loop.time() + LINGER_S
+                while loop.time() < until and self._others_behind():
+                    await self._next_event(until)
             finally:
                 for task in (*always, *self._background):
                     task.cancel()

@@ -142,7 +142,7 @@ class PeerProcess:
 
 def _environment() -> dict[str, str]:
     """This process's own; a package that was found in the current folder must be found there by the peers too."""
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     found_in_cwd = root == str(Path.cwd()) and Path(sys.path[0] or ".").resolve() == Path(root)
     pythonpath = {"PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root} if found_in_cwd else {}

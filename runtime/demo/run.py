@@ -220,7 +220,7 @@ class Swarm:
     def _hunt(self) -> None:
         """Kill the last of the first joiners if it stands in the middle of a round; else let it go on."""
         victim = self.peers[self._options.peers - 1]
-        if victim.exit_code is not None or not self._is_hunting():
+        if victim.exit_code is not None or not self._is_hunting() or not victim.outer_step:
             return
         if _is_in_round(victim):
             victim.freeze()

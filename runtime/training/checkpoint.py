@@ -49,6 +49,8 @@ def save_state(folder: Path, state: TrainingState) -> None:
         save_file({"anchor": state.anchor_P, "momentum": state.momentum_P}, temporary, metadata=metadata)
         _fsync(temporary)
         temporary.replace(folder / STATE_FILE)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
     _fsync(folder)

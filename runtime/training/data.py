@@ -115,6 +115,8 @@ def _stdlib_files(root: Path) -> dict[str, Path]:
 
 def _named_files(path: str) -> dict[str, Path]:
     """Relative path -> file, of one file, a folder or a glob."""
+    if not path.strip():
+        raise ConfigError("The name after --data is empty: name a text file, a folder or a glob.")
     named = Path(path).expanduser()
     if named.is_file():
         return {named.name: named}
