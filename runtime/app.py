@@ -111,7 +111,7 @@ class _Peer:
         cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View, *, alone: bool
     ) -> "_Peer":
         """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
-        for path in (config.folder / "lock", config.key):
+        for path in (config.folder, config.key):
             stack.callback(_lock(path))
         kind = "ip6" if ":" in config.host else "ip4"
         listen = [f"/{kind}/{config.host}/tcp/{config.port}"]
@@ -304,21 +304,17 @@ def _state(trainer: ReplicaTrainer, averager: Averager) -> TrainingState:
 
 
 def _lock(path: Path) -> Callable[[], None]:
-    """Keep other processes of this machine from using the file; the function that gives it back.
+    """Keep other peers of this machine from using a key or a folder; the function that gives it back.
 
     Raises: ConfigError if one does.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be opened ({error.strerror}): name another with --folder or --key") from None
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        what = "key" if path.name != "lock" else "folder"
-        used = path if what == "key" else path.parent
-        raise ConfigError(f"{used} is in use by another Atoll here: name another --{what}") from None
+        option = "--folder" if path.is_dir() else "--key"
+        raise ConfigError(f"{path} is in use by another peer on this machine: name another with {option}") from None
     return lambda: os.close(descriptor)
 
 

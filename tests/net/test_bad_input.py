@@ -1,5 +1,7 @@
 """What a user can get wrong about a run, a folder or the network, through the real command line with real peers."""
 
+import fcntl
+import os
 import shutil
 import socket
 import subprocess
@@ -93,6 +95,17 @@ def test_a_port_in_use_is_refused(home: Path, command: str) -> None:
         what = "run.toml" if command == "start" else invite
         said = f"port {port} is in use: choose another with --port"
         assert_refused(home, said, command, what, "--data", "text.txt", "--port", str(port))
+
+
+@pytest.mark.parametrize(("name", "option"), [("identity.key", "--key"), ("peer", "--folder")])
+def test_a_key_or_a_folder_that_another_peer_uses_is_refused(home: Path, name: str, option: str) -> None:
+    descriptor = os.open(home / name, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        said = f"is in use by another peer on this machine: name another with {option}"
+        assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
+    finally:
+        os.close(descriptor)
 
 
 def test_start_refuses_a_key_that_others_may_read(home: Path) -> None:
