@@ -6,7 +6,7 @@ Everything random comes from the ``random.Random`` given, so a seed on a virtual
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from peers.errors import ProtocolViolation, StreamClosed, Unreachable
 from peers.transport import Frame, StreamHandler
@@ -64,7 +64,7 @@ class MemoryStream:
     def _gone(self) -> bool:
         return self._closed or self._ended is not None
 
-    def _later(self, delay_s: float, call: "asyncio._CallbackType") -> None:  # type: ignore[name-defined]
+    def _later(self, delay_s: float, call: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
         # A microsecond apart: the loop's timers keep no order among equals.
         self._arrives_at = max(self._arrives_at + 1e-6, loop.time() + delay_s)

@@ -134,11 +134,13 @@ class _Peer:
         stack.callback(self.log.close)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
-        strike = lambda peer, reason: self.log.report("strike", member=peer, reason=reason)  # noqa: E731
-        self.mesh = Mesh(self.identity, run_id, self.transport, self._discovery, nothing, random.Random(), strike)
+        self.mesh = Mesh(self.identity, run_id, self.transport, self._discovery, nothing, random.Random(), self._strike)
         meshing = asyncio.create_task(self.mesh.run())
         stack.push_async_callback(_end, meshing)
         self._listen_to_the_user()
+
+    def _strike(self, peer: str, reason: str) -> None:
+        self.log.report("strike", member=peer, reason=reason)
 
     def _on_event(self, event: str, fields: dict[str, object]) -> None:
         self.view.show(event, fields)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -50,18 +50,23 @@ class ReplicaTrainer:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[InnerResult] = loop.create_future()
 
-        def tell(set_outcome: Callable[[object], None], outcome: object) -> None:
-            # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(lambda: None if done.done() else set_outcome(outcome))
+        def tell(result: InnerResult | None, error: BaseException | None) -> None:
+            if done.done():
+                return
+            if result is not None:
+                done.set_result(result)
+            elif error is not None:
+                done.set_exception(error)
 
         def work() -> None:
+            result, failure = None, None
             try:
                 result = self.replica.train(stop.is_set)
             except BaseException as error:
-                tell(done.set_exception, error)  # type: ignore[arg-type]
-            else:
-                tell(done.set_result, result)  # type: ignore[arg-type]
+                failure = error
+            # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, result, failure)
 
         thread = threading.Thread(target=work, name="training", daemon=True)
         thread.start()
