@@ -14,25 +14,26 @@ class View:
     """Writes to standard error, so that standard output keeps to the invite."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self._last_step = 0
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Shows that something is under way until the block ends; a plain line where there is no terminal."""
         if self._console.is_terminal:
             return self._console.status(what)
-        self._console.print(f"{what} ...")
+        self.say(f"{what} ...")
         return nullcontext()
 
     def run(self, config: RunConfig, run_id: str, n_elements: int) -> None:
         self._last_step = config.outer.steps
-        self._console.print(
+        self.say(
             f"run {config.name} ({run_id[:12]}): {n_elements:,} parameters, {config.outer.steps} outer steps of "
             f"{config.inner.steps} inner steps; Ctrl-C leaves"
         )
 
     def say(self, line: str) -> None:
-        self._console.print(line)
+        # Some of it is other peers' words: nothing in them is to move the cursor.
+        self._console.print("".join(sign if sign.isprintable() else "?" for sign in line))
 
     def training(self) -> Status:
         """A line that moves with the inner steps, below the others; nothing where there is no terminal."""
@@ -41,7 +42,7 @@ class View:
     def show(self, event: str, fields: Mapping[str, object]) -> None:
         """One line for what a volunteer wants to know, nothing for the rest."""
         if line := self._line(event, fields):
-            self._console.print(line)
+            self.say(line)
 
     def _line(self, event: str, fields: Mapping[str, object]) -> str | None:
         match event, fields:
