@@ -1,9 +1,9 @@
 """Which peers of the run are known, dialled, linked and silent: a pure machine.
 
 A link is up while this peer has a control stream to the other and hears one from it. The end of either stream is the
-other's death, now; silence for ``SILENCE_S`` is taken as death too. Each side opens again what it had opened itself: to
-close the other half as well would end, on a link that broke for a moment, what the other has just mended. Where a peer
-is only known from a record, it is dialled, and dialled again ever more rarely.
+other's death, now; a silence that is long for this link is taken as death too. Each side opens again what it had
+opened itself: to close the other half as well would end, on a link that broke for a moment, what the other has just
+mended. Where a peer is only known from a record, it is dialled, and dialled again ever more rarely.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +12,14 @@ from typing import assert_never
 
 from peers.messages import Addresses, Status
 
-HEARTBEAT_S = 1.0
-# Three missed heartbeats and a half: a busy two-core machine was seen to delay one by 0.9 s.
-SILENCE_S = 3.5 * HEARTBEAT_S
+HEARTBEAT_S = 0.5
+# A silence is long when it is three times the longest gap that the link has had lately, within these bounds: a busy
+# two-core machine was seen to delay a heartbeat by 0.9 s, a link of 10 Mbit/s under load by less than 1 s.
+SILENCE_LEAST_S, SILENCE_MOST_S = 4 * HEARTBEAT_S, 12.0
+# Of the longest gap this much is remembered at each frame: half of it after 35 frames.
+GAP_MEMORY = 0.98
+# Where another has lost the peer, two heartbeats have to show that it lives.
+DOUBT_S = 2 * HEARTBEAT_S
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 60.0
 # Dead peers whose records have not expired yet are forgotten beyond this many, oldest contact first.
@@ -68,11 +73,25 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Doubted:
+    """Another member has lost this peer."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Slept:
+    """This process stood still (SIGSTOP, a closed lid): what it did not hear then is nobody's silence."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Tick:
     pass
 
 
-Event = Known | DialFailed | Dialled | Heard | Ended | Tick
+Event = Known | DialFailed | Dialled | Heard | Ended | Doubted | Slept | Tick
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,8 @@ class _Link:
     sending: bool = False
     status: Status | None = None
     last_heard: float = 0.0
+    longest_gap_s: float = 0.0
+    doubted_at: float | None = None
     retry_at: float = 0.0
     retry_s: float = RETRY_FIRST_S
 
@@ -137,6 +158,19 @@ class _Link:
     @property
     def up(self) -> bool:
         return self.sending and self.status is not None
+
+    @property
+    def silent_at(self) -> float:
+        """When the silence since ``last_heard`` has become too long."""
+        usual = self.last_heard + min(max(3 * self.longest_gap_s, SILENCE_LEAST_S), SILENCE_MOST_S)
+        if self.doubted_at is None:
+            return usual
+        return min(usual, self.doubted_at + max(DOUBT_S, 1.5 * self.longest_gap_s))
+
+    def heard(self, now: float) -> None:
+        if self.status is not None:
+            self.longest_gap_s = max(now - self.last_heard, GAP_MEMORY * self.longest_gap_s)
+        self.last_heard, self.doubted_at = now, None
 
 
 @dataclass
@@ -155,12 +189,12 @@ class Membership:
         return tuple(address for _, link in sorted(self._links.items()) if link.up for address in link.addresses)
 
     def next_deadline(self) -> float | None:
-        deadlines = [link.last_heard + SILENCE_S for link in self._links.values() if link.open]
+        deadlines = [link.silent_at for link in self._links.values() if link.open]
         deadlines += [link.retry_at for link in self._links.values() if self._dialable(link)]
         return min(deadlines, default=None)
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        if not isinstance(event, Tick) and event.peer == self.peer:
+        if not isinstance(event, Tick | Slept) and event.peer == self.peer:
             return []
         match event:
             case Known(peer, addresses):
@@ -184,11 +218,19 @@ class Membership:
                 return self._heard(peer, status, now)
             case Ended():
                 return self._ended(event, now)
+            case Doubted(peer):
+                if (doubted := self._links.get(peer)) and doubted.open and doubted.doubted_at is None:
+                    doubted.doubted_at = now
+                return []
+            case Slept(seconds):
+                for link in self._links.values():
+                    link.last_heard += seconds
+                return []
             case Tick():
                 silent = [
                     action
                     for peer, link in sorted(self._links.items())
-                    if link.open and now >= link.last_heard + SILENCE_S
+                    if link.open and now >= link.silent_at
                     for action in self._ended(Ended(peer, f"silent for {now - link.last_heard:.1f} s"), now)
                 ]
                 return silent + self._dial_due(now)
@@ -196,7 +238,7 @@ class Membership:
 
     def _heard(self, peer: str, status: Status | None, now: float) -> list[Action]:
         link = self._links.setdefault(peer, _Link())
-        link.last_heard = now
+        link.heard(now)
         if status is None:
             return []
         first, link.status = link.status is None, status
@@ -219,7 +261,7 @@ class Membership:
         if event.half is not Half.FROM_PEER:
             link.sending = False
         if event.half is not Half.TO_PEER:
-            link.status = None
+            link.status, link.longest_gap_s, link.doubted_at = None, 0.0, None
         if not was_open:
             return []
         actions: list[Action] = []

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated
 
-from peers.wire import Codec, Digest, Length, RunId
+from peers.wire import Codec, Digest, Length, PeerId, RunId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Peers of different versions refuse each other at the first frame."""
 
 Addresses = Annotated[tuple[Annotated[str, Length(1, 256)], ...], Length(0, 16)]
@@ -27,6 +27,13 @@ class Status:
     outer_step: int
     lineage: Digest
     progress: int
+    tokens: int = 0
+    """All that the lineage has committed so far: of two histories of one run the heavier one stands."""
+
+    @property
+    def position(self) -> tuple[int, int, bytes]:
+        """Of two peers the one with the lower position goes over to the other, whether it is behind or on a fork."""
+        return self.tokens, self.outer_step, self.lineage
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,13 @@ class Hello:
 @dataclass(frozen=True)
 class Heartbeat:
     status: Status
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The sender's link to this peer has ended without a goodbye: look whether yours still lives."""
+
+    peer: PeerId
 
 
 @dataclass(frozen=True)
@@ -65,5 +79,5 @@ class MemberRecord:
     left: bool
 
 
-CONTROL = Codec(Hello, Heartbeat, Goodbye)
+CONTROL = Codec(Hello, Heartbeat, Lost, Goodbye)
 RECORD = Codec(MemberRecord)

@@ -21,6 +21,7 @@ from peers.membership import (
     Dial,
     DialFailed,
     Dialled,
+    Doubted,
     Down,
     Drop,
     Ended,
@@ -28,6 +29,7 @@ from peers.membership import (
     Half,
     Heard,
     Known,
+    Slept,
     Tick,
     Up,
 )
@@ -39,6 +41,7 @@ from peers.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Lost,
     MemberRecord,
     Status,
 )
@@ -57,6 +60,8 @@ ANNOUNCE_EVERY_S = 60.0
 LOOK_EVERY_S = 5.0
 # About ten rounds' worth of messages: who cannot take them is not there.
 MAX_QUEUED = 256
+# How often a process looks whether it stood still, and how late it has to be to say so.
+LOOK_UP_EVERY_S, ASLEEP_S = 0.25, 0.5
 
 _OWN, _FOREIGN = b"\0", b"\1"
 # No frame is empty: this in a queue ends its writer.
@@ -71,7 +76,7 @@ class Received:
     body: bytes
 
 
-MeshEvent = Up | Changed | Down | Gone | Received
+MeshEvent = Up | Changed | Down | Gone | Slept | Received
 
 
 def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list[Known]:
@@ -191,15 +196,22 @@ class Mesh:
             await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
 
     async def _keep_time(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             self._wake.clear()
             deadline = self._machine.next_deadline()
+            look_up_at = loop.time() + LOOK_UP_EVERY_S
+            wake_at = look_up_at if deadline is None else min(deadline, look_up_at)
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout_at(wake_at):
                     await self._wake.wait()
             except TimeoutError:
-                # A timer may fire a clock tick early; the machine is to see its deadline as passed.
-                self._handle(Tick(), deadline)
+                if (late_s := loop.time() - wake_at) > ASLEEP_S:
+                    self._handle(Slept(late_s))
+                    self.listener(Slept(late_s))
+                elif deadline is not None and wake_at >= deadline:
+                    # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+                    self._handle(Tick(), deadline)
 
     def _handle(self, event: membership.Event, not_before: float | None = None) -> None:
         if self._over:
@@ -211,6 +223,9 @@ class Mesh:
                     self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
                 case Drop(peer):
                     self._close(peer)
+                case Down(peer, _, left=False):
+                    for member in self._machine.members():
+                        self._enqueue(member, _OWN + CONTROL.encode(Lost(peer)))
             if isinstance(action, Up | Changed | Down | Gone):
                 self.listener(action)
         self._wake.set()
@@ -304,15 +319,18 @@ class Mesh:
         match self._own_message(frame, peer):
             case Heartbeat(status):
                 self._handle(Heard(peer, status))
+            case Lost(lost):
+                self._handle(Heard(peer, None))
+                self._handle(Doubted(lost))
             case Goodbye(reason):
                 self._handle(Ended(peer, f"left: {reason}", left=True))
             case _:
                 raise ProtocolViolation(peer, "a second greeting on one stream")
 
-    def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Goodbye:
+    def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Lost | Goodbye:
         if frame[:1] != _OWN:
             raise ProtocolViolation(peer, "unknown kind of control frame")
-        message: Hello | Heartbeat | Goodbye = CONTROL.decode(frame[1:], peer)
+        message: Hello | Heartbeat | Lost | Goodbye = CONTROL.decode(frame[1:], peer)
         return message
 
 

@@ -5,6 +5,7 @@ import fcntl
 import math
 import os
 import random
+import secrets
 import signal
 import sys
 import threading
@@ -24,6 +25,7 @@ from peers.service import Mesh
 from peers.transport import Stream, Transport
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
+from runtime.averaging.statesync import State
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import ConfigError
 from runtime.invite import Invite, format_invite
@@ -38,7 +40,8 @@ T = TypeVar("T")
 MANIFEST_PROTOCOL = "atoll-manifest-1"
 MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
-CHECKPOINT_EVERY = 10
+# Saving takes at most this share of the time: small models are saved at every outer step.
+SAVING_SHARE = 0.05
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
 EXIT_INTERRUPTED = 130
@@ -55,17 +58,17 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
         peer = await _Peer.go_online(stack, peer_config, known, view, alone=True)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, peer.identity.peer)
-            manifest = sign_manifest(peer.identity, run_config, trainer.state_digest())
+        manifest = _kept_manifest(peer_config.folder)
+        if manifest is None:
+            nonce = secrets.token_hex(8)
+            manifest = sign_manifest(peer.identity, run_config, trainer.state_digest(), nonce)
+        if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
+            raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         _claim_folder(peer_config.folder, manifest)
         peer.enter(stack, manifest.run_id)
         addresses = await peer.transport.addresses()
         print(f"invite: {format_invite(Invite(manifest.run_id, addresses))}", flush=True)
-        established = True
-        if known:
-            # The run may have gone on without this peer: what it has on disk is then the past.
-            with view.waiting("looking for those who were here before"):
-                established = not await peer.until_leaving(peer.finds_members())
-        return await peer.take_part(manifest, trainer, established)
+        return await peer.take_part(manifest, trainer, opens=not known)
 
 
 async def join(invite: Invite, peer_config: PeerConfig) -> int:
@@ -76,17 +79,21 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
     view = View()
     async with AsyncExitStack() as stack:
         known = (*invite.addresses, *_known_addresses(peer_config.folder))
+        manifest = _kept_manifest(peer_config.folder)
+        if manifest is not None and manifest.run_id != invite.run_id:
+            raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         with view.waiting("connecting"):
-            peer = await _Peer.go_online(stack, peer_config, known, view, alone=False)
+            peer = await _Peer.go_online(stack, peer_config, known, view, alone=manifest is not None)
         peer.enter(stack, invite.run_id)
-        with view.waiting("looking for a member of the run"):
-            manifest = await peer.until_leaving(peer.find_manifest(invite.addresses))
+        if manifest is None:
+            with view.waiting("looking for a member of the run"):
+                manifest = await peer.until_leaving(peer.find_manifest(invite.addresses))
         if manifest is None:
             return await peer.leave()
         _claim_folder(peer_config.folder, manifest)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, peer.identity.peer)
-        return await peer.take_part(manifest, trainer, established=False)
+        return await peer.take_part(manifest, trainer)
 
 
 class _Peer:
@@ -100,8 +107,9 @@ class _Peer:
         self.log: EventLog
         self.mesh: Mesh
         self._p2pd, self._discovery = p2pd, discovery
-        self._kept_step = 0
+        self._save_again_at = 0.0
         self._saving: asyncio.Task[None] | None = None
+        self._forks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
         self._exit_code = 0
         self._reason = ""
@@ -147,10 +155,6 @@ class _Peer:
         if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
             with suppress(OSError):
                 (self.config.folder / ADDRESSES_FILE).write_text("\n".join(addresses), encoding="utf-8")
-        if event == "joined" and self._kept_step > int(str(fields["outer_step"])):
-            kept = self.config.folder / f"state-{self._kept_step}.safetensors"
-            (self.config.folder / STATE_FILE).rename(kept)
-            self.view.say(f"this folder was further on, at outer step {self._kept_step}: its state is kept in {kept}")
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()
@@ -232,8 +236,11 @@ class _Peer:
             await asyncio.sleep(0.1)
         return False
 
-    async def take_part(self, manifest: Manifest, trainer: ReplicaTrainer, established: bool) -> int:
-        """Everything from having a model to saying goodbye."""
+    async def take_part(self, manifest: Manifest, trainer: ReplicaTrainer, opens: bool = False) -> int:
+        """Everything from having a model to saying goodbye.
+
+        Args: opens if the run is this peer's own and nobody else has ever been in it.
+        """
         config = manifest.config
 
         async def serve_manifest(stream: Stream) -> None:
@@ -241,11 +248,17 @@ class _Peer:
             await stream.receive(1)
 
         await self.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
-        lineage = first_lineage(manifest.run_id, trainer.state_digest())
+        lineage, tokens = first_lineage(manifest.run_id, trainer.state_digest()), 0
+        group: tuple[str, ...] = ()
         if kept := load_state(self.config.folder):
             trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
-            self._kept_step = kept.outer_step
-            lineage = kept.lineage
+            lineage, tokens, group = kept.lineage, kept.tokens, kept.group
+        established = opens or ((tokens > 0 or self.config.anew) and not await self._finds_members())
+        if not (established or tokens or self.mesh.members()):
+            self.view.say(
+                "this folder has no outer step of the run, and only who has one can go on with it: waiting for a member"
+                " (--anew begins the run again from its first weights)"
+            )
         if trainer.outer_step == 0 and established:
             await self._validate(trainer)
         averager = Averager(
@@ -255,12 +268,16 @@ class _Peer:
             self.transport,
             trainer,
             lineage=lineage,
+            tokens=tokens,
+            group=group,
             established=established,
             codec=config.averaging.codec,
             quorum=config.averaging.quorum,
+            on_partition=config.averaging.on_partition,
             last_outer_step=config.outer.steps,
             report=self.log.report,
             committed=lambda: self._keep_state(trainer, averager),
+            abandoned=self._keep_fork,
         )
         self.view.run(config, manifest.run_id, trainer.n_elements)
         with self.view.training() as line:
@@ -270,23 +287,47 @@ class _Peer:
         if self._saving is not None:
             await self._saving
         if averager.established:
-            await self._save(_state(trainer, averager))
+            await self._save(averager.state(), STATE_FILE)
+        for task in list(self._forks):
+            await task
         if averager.finished and not self._leaving.is_set():
             await self._validate(trainer)
             self._reason = "the run is over"
         return await self.leave()
 
-    def _keep_state(self, trainer: ReplicaTrainer, averager: Averager) -> None:
-        """Every so many outer steps, write a copy of the state in a thread; training and rounds go on."""
-        if trainer.outer_step % CHECKPOINT_EVERY == 0 and (self._saving is None or self._saving.done()):
-            self._saving = asyncio.create_task(self._save(_state(trainer, averager)))
+    async def _finds_members(self) -> bool:
+        """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""
+        if not _known_addresses(self.config.folder):
+            return False
+        with self.view.waiting("looking for those who were here before"):
+            return bool(await self.until_leaving(self.finds_members()))
 
-    async def _save(self, state: TrainingState) -> None:
+    def _keep_state(self, trainer: ReplicaTrainer, averager: Averager) -> None:
+        """Write a copy of the state in a thread, as often as it costs little; training and rounds go on."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._save_again_at and (self._saving is None or self._saving.done()):
+            self._saving = asyncio.create_task(self._save(averager.state(), STATE_FILE))
+
+    def _keep_fork(self, state: State) -> str:
+        """Write the state of a history that this peer leaves, under its lineage; where."""
+        name = f"state-{state.outer_step}-{state.lineage.hex()[:12]}.safetensors"
+        task = asyncio.create_task(self._save(state, name))
+        self._forks.add(task)
+        task.add_done_callback(self._forks.discard)
+        return name
+
+    async def _save(self, state: State, name: str) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        saved = TrainingState(
+            state.outer_step, state.lineage, state.tokens, state.group, state.anchor_P, state.momentum_P
+        )
         try:
-            await asyncio.to_thread(save_state, self.config.folder, state)
+            await asyncio.to_thread(save_state, self.config.folder, saved, name)
         except OSError as error:
             # A full disk: the state before stands, and the run goes on.
             self.log.report("checkpoint_failed", outer_step=state.outer_step, reason=str(error))
+        self._save_again_at = loop.time() + (loop.time() - began) / SAVING_SHARE
 
     async def leave(self) -> int:
         self.log.report("left", reason=self._reason)
@@ -299,10 +340,6 @@ class _Peer:
         loss = await asyncio.to_thread(trainer.replica.validation_loss)
         shown = loss if math.isfinite(loss) else None
         self.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
-
-
-def _state(trainer: ReplicaTrainer, averager: Averager) -> TrainingState:
-    return TrainingState(trainer.outer_step, averager.lineage, trainer.anchor_P.clone(), trainer.momentum_P.clone())
 
 
 def _lock(path: Path) -> Callable[[], None]:
@@ -325,6 +362,24 @@ def _known_addresses(folder: Path) -> tuple[str, ...]:
     with suppress(FileNotFoundError):
         return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
     return ()
+
+
+def _kept_manifest(folder: Path) -> Manifest | None:
+    """The manifest of the run that the folder belongs to, None if it is new.
+
+    Raises: ConfigError if there is one that cannot be used.
+    """
+    file = folder / MANIFEST_FILE
+    try:
+        sealed = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}): name another folder with --folder") from None
+    try:
+        return open_manifest(sealed, None, "disk")
+    except ProtocolViolation as error:
+        raise ConfigError(f"{file} is damaged ({error.reason}): name another folder with --folder") from None
 
 
 def _claim_folder(folder: Path, manifest: Manifest) -> None:

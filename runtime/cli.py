@@ -38,6 +38,7 @@ Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0: as PyTo
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]
 Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
 Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: any free one.")]
+Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
 
 
@@ -134,6 +135,7 @@ def start(
     data: Data = None,
     host: Host = "0.0.0.0",
     port: Port = 0,
+    anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
 ) -> int:
     """Open a run as its first peer, and print the invite.
@@ -144,7 +146,7 @@ def start(
     if data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
     peer_config = _peer_config(
-        folder or file.with_suffix(".peer"), key, device, threads, data, host, port, exit_with_stdin
+        folder or file.with_suffix(".peer"), key, device, threads, data, host, port, anew, exit_with_stdin
     )
     from runtime.app import start as start_peer
 
@@ -161,6 +163,7 @@ def join(
     data: Data = None,
     host: Host = "0.0.0.0",
     port: Port = 0,
+    anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
 ) -> int:
     """Join a run that someone has invited you to. Ctrl-C leaves it.
@@ -176,6 +179,7 @@ def join(
         data,
         host,
         port,
+        anew,
         exit_with_stdin,
     )
     from runtime.app import join as join_peer
@@ -226,9 +230,10 @@ def _peer_config(
     data: str | None,
     host: str,
     port: int,
+    anew: bool,
     exit_with_stdin: bool,
 ) -> PeerConfig:
-    config = PeerConfig(folder, key or _default_key(), device, threads, data, host, port, exit_with_stdin)
+    config = PeerConfig(folder, key or _default_key(), device, threads, data, host, port, anew, exit_with_stdin)
     validate(config, "command line")
     if key is None and not os.path.lexists(config.key):
         identity = _create_key(config.key, make_parents=True)

@@ -65,6 +65,9 @@ class AveragingSection:
     """How contributions travel: int8 (a quarter of the bytes) or float32."""
     quorum: int = 1
     """Fewest contributions that may be committed."""
+    on_partition: str = "fork"
+    """When the peers are cut in two. fork: each side with a quorum goes on, and the lighter one moves over to the
+    heavier when they meet again; stop: only a side with more than half of the last outer step's group goes on."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class PeerConfig:
     """IP address to listen on: all interfaces, since others have to reach a peer."""
     port: int = 0
     """TCP port to listen on; 0 takes a free one."""
+    anew: bool = False
+    """Go on from the run's first weights although others have taken part in it before, if none of them is there."""
     exit_with_stdin: bool = False
     """Leave, as on SIGTERM, when standard input ends: a child of ``atoll demo`` does not outlive it."""
 
@@ -162,6 +167,7 @@ RUN_LIMITS: Mapping[str, Allowed] = {
     "outer.momentum_ramp_steps": COUNT_OR_0,
     "averaging.codec": one_of("int8", "float32"),
     "averaging.quorum": whole(1, 4096),
+    "averaging.on_partition": one_of("fork", "stop"),
 }
 
 PEER_LIMITS: Mapping[str, Allowed] = {

@@ -18,40 +18,47 @@ MAX_MANIFEST_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Manifest:
-    """``initial_state`` is the digest of the anchor and momentum that the run begins with."""
+    """``initial_state`` is the digest of the anchor and momentum that the run begins with.
+
+    ``nonce`` is drawn when the run is opened: whoever opens it again without its folder opens another run, so that
+    fresh weights never stand under the name of a run that has taken a step.
+    """
 
     config: RunConfig
     initial_state: bytes
+    nonce: str
     organiser: str
     run_id: str
     sealed: bytes
 
 
-def sign_manifest(identity: Identity, config: RunConfig, initial_state: bytes) -> Manifest:
+def sign_manifest(identity: Identity, config: RunConfig, initial_state: bytes, nonce: str) -> Manifest:
     """The manifest of a run that ``identity`` organises. The same inputs make the same run."""
     content = {
         "protocol": PROTOCOL_VERSION,
         "organiser": identity.peer,
         "initial_state": initial_state.hex(),
+        "nonce": nonce,
         "config": asdict(config),
     }
     body = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    return Manifest(config, initial_state, identity.peer, run_id_of(body), seal(identity, MANIFEST_CONTEXT, body))
+    sealed = seal(identity, MANIFEST_CONTEXT, body)
+    return Manifest(config, initial_state, nonce, identity.peer, run_id_of(body), sealed)
 
 
-def open_manifest(sealed: bytes, run_id: str, sender: str) -> Manifest:
-    """The manifest of the run ``run_id`` from what ``sender`` says it is.
+def open_manifest(sealed: bytes, run_id: str | None, sender: str) -> Manifest:
+    """The manifest of the run ``run_id``, or of whichever run it is of, from what ``sender`` says it is.
 
     Raises: ProtocolViolation blaming the sender if it is another run's, forged or malformed; ConfigError if it is
     genuine but asks for what this version does not know.
     """
     signer, body = unseal(sealed, MANIFEST_CONTEXT, sender)
-    if run_id_of(body) != run_id:
+    if run_id not in (None, run_id_of(body)):
         raise ProtocolViolation(sender, "sent the manifest of another run")
     try:
         content = json.loads(body)
         organiser, initial_state = content["organiser"], bytes.fromhex(content["initial_state"])
-        protocol, table = content["protocol"], content["config"]
+        protocol, table, nonce = content["protocol"], content["config"], str(content["nonce"])
     except (ValueError, KeyError, TypeError) as error:
         raise ProtocolViolation(sender, f"sent a malformed manifest: {error!r}") from None
     if organiser != signer:
@@ -60,7 +67,7 @@ def open_manifest(sealed: bytes, run_id: str, sender: str) -> Manifest:
         raise ConfigError(
             f"the run speaks protocol {protocol!r} and this Atoll {PROTOCOL_VERSION}: install the release that it uses"
         )
-    return Manifest(run_config_from_table(table, "manifest"), initial_state, organiser, run_id, sealed)
+    return Manifest(run_config_from_table(table, "manifest"), initial_state, nonce, organiser, run_id_of(body), sealed)
 
 
 def run_id_of(body: bytes) -> str:

@@ -72,8 +72,19 @@ class View:
                 return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
             case "checkpoint_failed", {"reason": reason}:
                 return f"the state could not be saved, the one before stands: {reason}"
-            case "lineage_differs", {"member": str(member)}:
-                return f"member {short([member])} is on another history of this run"
+            case "fork_found", {"member": str(member), "tokens": int(theirs), "own_tokens": int(ours)}:
+                side = "lighter" if ours < theirs else "heavier"
+                return f"the run has forked: {short([member])} is on another history; this peer is on the {side} side"
+            case "fork_healed", {"member": str(member), "kept": str(kept)}:
+                return f"the fork is healed: this peer has gone over; the state it left is kept in {kept}"
+            case "fork_healed", {"member": str(member)}:
+                return f"the fork is healed: {short([member])} is on this history again"
+            case "member_still", {"member": str(member)}:
+                return f"member {short([member])} answers but does not train; nobody waits for it"
+            case "member_moves", {"member": str(member)}:
+                return f"member {short([member])} trains again"
+            case "waiting", {"outer_step": step, "needs": needs}:
+                return f"outer step {step} waits for more members: it needs {needs}"
             case "left", {"reason": reason}:
                 return f"goodbye: {reason}"
         return None

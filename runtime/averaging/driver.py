@@ -7,7 +7,6 @@ applied in one go: state, lineage and counter change together or not at all.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -19,8 +18,9 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.lineage import next_lineage
-from runtime.averaging.messages import ROUND, Commit, Committed, Descriptor
+from runtime.averaging.messages import ROUND, Commit, Committed, Descriptor, MemberEntry, Past
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
@@ -28,28 +28,23 @@ from runtime.averaging.seals import Seals
 from runtime.averaging.statesync import Claim, State, StateSync
 from runtime.averaging.transfer import Kind, Transfers
 
-KEPT_CLAIMS = 16
+KEPT_CLAIMS = 1024
 FETCH_TIMEOUT_S = 10.0
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """A member's state is here, or (None) this peer's own was found to be the run's."""
-
-    state: State | None
 
 
 class Averager:
     """One peer in a run, from the first outer step it has the state of to the last one.
 
     Args:
-        lineage: of the state that ``trainer`` has.
+        lineage: of the state that ``trainer`` has; ``tokens`` it has committed, ``group`` those in its last step.
         established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
         last_outer_step: the run is over when this many outer steps are committed.
         report: called with an event's name and fields, for the log.
+        on_partition: "fork" or "stop", as in ``Terms``.
         committed: called after each applied step, in the same go.
+        abandoned: called with a copy of the state of a fork that is left; where it is kept, for the log.
     """
 
     def __init__(
@@ -61,29 +56,34 @@ class Averager:
         trainer: Trainer,
         *,
         lineage: bytes,
+        tokens: int = 0,
+        group: tuple[str, ...] = (),
         established: bool,
         codec: str,
         quorum: int,
+        on_partition: str = "fork",
         last_outer_step: int,
         report: Callable[..., None],
         committed: Callable[[], None] = lambda: None,
+        abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
-        self.lineage = lineage
-        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum)
+        self.lineage, self.tokens, self.group = lineage, tokens, group
+        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition)
         self._identity, self._mesh, self._trainer = identity, mesh, trainer
         self.established, self._quorum, self._last_outer_step = established, quorum, last_outer_step
-        self._report, self._committed = report, committed
+        self._report, self._committed, self._abandoned = report, committed, abandoned
         self._results = Results(identity.peer)
         self._transfers = Transfers(transport, self._results.limit, self._on_whole, self._results.piece, self.strike)
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._claims, self.strike)
+        self._joining = Joining(self._sync, report)
         self._claims: dict[int, Claim] = {}
         self._snapshot_cache: tuple[Claim, Tensor, Tensor] | None = None
         self._seals = Seals(identity)
-        self._inbox: asyncio.Queue[events.Event | _Joined] = asyncio.Queue()
+        self._inbox: asyncio.Queue[events.Event | Joined | NotJoined] = asyncio.Queue()
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
         self._syncing = False
-        self._ready_at = self._followed_at = self._shown_at = 0.0
+        self._ready_at = self._followed_at = 0.0
 
     @property
     def finished(self) -> bool:
@@ -111,7 +111,7 @@ class Averager:
             always = [tasks.create_task(self._phases.run()), tasks.create_task(self._keep_status())]
             try:
                 if self.established:
-                    await self._feed(self._step_begun())
+                    await self._feed(self._step_begun(loaded=True))
                 for peer, member in self._mesh.members().items():
                     await self._feed(membership.Up(peer, member))
                 while not (self.finished and self.established):
@@ -139,8 +139,11 @@ class Averager:
             # A timer may fire a clock tick early; the machine is to see its deadline as passed.
             await self._feed(events.Tick(), deadline)
             return
-        if isinstance(event, _Joined):
-            event = await self._take(event.state)
+        if isinstance(event, Joined):
+            event = await self._take(event)
+        elif isinstance(event, NotJoined):
+            self._end_sync()
+            event = events.SyncFailed(event.donor, event.refuted)
         if isinstance(event, membership.Down):
             for task in [task for task, peer in self._background.items() if peer == event.peer]:
                 task.cancel()
@@ -154,7 +157,7 @@ class Averager:
             for action in self.machine.handle(pending.popleft(), now):
                 pending += await self._perform(action)
         if not self.established and not self._syncing:
-            self._join()
+            self._synchronise()
 
     async def _perform(self, action: events.Action) -> list[events.Event]:
         match action:
@@ -166,8 +169,9 @@ class Averager:
                     sealed: bytes | None = self._seals.sealed(pending)
                 else:
                     sealed = self._results.sealed_commit(outer_step)
-                if sealed is not None:
-                    self._mesh.send(to, ROUND.encode(Committed(sealed)))
+                known = self._claims.get(outer_step)
+                past = Past(outer_step, known.lineage if known else b"")
+                self._mesh.send(to, ROUND.encode(past if sealed is None else Committed(sealed)))
             case events.StopTraining():
                 self._phases.stop()
             case events.Follow(descriptor):
@@ -188,7 +192,7 @@ class Averager:
                 return [self._apply(commit)]
             case events.Resync(reason):
                 self._report("behind", reason=reason)
-                self.established = False
+                self._synchronise()
             case events.Strike(peer, reason):
                 self.strike(peer, reason)
             case events.Report(event, fields):
@@ -212,30 +216,37 @@ class Averager:
         self.lineage = next_lineage(
             self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
         )
-        self._log_commit(descriptor, sorted({index for shard in contributors for index in shard}))
+        included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
+        self.tokens += sum(entry.weight for entry in included)
+        self.group = tuple(entry.peer for entry in included)
+        self._log_commit(descriptor, included)
         self._results.forget_step()
         begun = self._step_begun()
         self._committed()
         return begun
 
-    def _step_begun(self) -> events.StepBegun:
+    def _step_begun(self, loaded: bool = False) -> events.StepBegun:
         """This peer has a state: say so, and train on from it unless the run is over."""
-        step, state = self._trainer.outer_step, self._trainer.state_digest()
-        self._claims[step] = Claim(step, self.lineage, state)
-        self._claims.pop(step - KEPT_CLAIMS, None)
+        if loaded:
+            self._claims.clear()
+        claim = self._claim()
+        self._claims[claim.outer_step] = claim
+        self._claims.pop(claim.outer_step - KEPT_CLAIMS, None)
         self.established, self._snapshot_cache = True, None
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
             self._phases.go()
-        return events.StepBegun(step, self.lineage, state)
+        group = frozenset(self.group)
+        return events.StepBegun(claim.outer_step, self.lineage, claim.state, self.tokens, group, loaded)
 
-    def _log_commit(self, descriptor: Descriptor, included: list[int]) -> None:
-        entries = [descriptor.members[index] for index in included]
+    def _claim(self) -> Claim:
+        state = self._trainer.state_digest()
+        return Claim(self._trainer.outer_step, self.lineage, state, self.tokens, self.group)
+
+    def _log_commit(self, descriptor: Descriptor, entries: list[MemberEntry]) -> None:
         counted = [entry for entry in entries if entry.loss is not None and entry.weight]
         tokens = sum(entry.weight for entry in counted)
-        loss = (
-            sum(entry.weight * entry.loss for entry in counted if entry.loss is not None) / tokens if tokens else None
-        )
+        summed = sum(entry.weight * entry.loss for entry in counted if entry.loss is not None)
         sent, received = self.round_bytes
         took_part = self._identity.peer in descriptor.peers
         now = asyncio.get_running_loop().time()
@@ -247,7 +258,9 @@ class Averager:
             anchor_sha256=self._trainer.anchor_digest().hex(),
             members=[entry.peer for entry in entries],
             weights=[entry.weight for entry in entries],
-            loss=loss,
+            live=self.machine.n_live,
+            tokens=self.tokens,
+            loss=summed / tokens if tokens else None,
             round_s=round(now - self._followed_at, 4) if took_part else None,
             forming_s=round(self._followed_at - self._ready_at, 4) if took_part else None,
             bytes_sent=sent,
@@ -264,8 +277,8 @@ class Averager:
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
 
     def _status(self) -> Status:
-        role = Role.MEMBER if self.established else Role.JOINING
-        return Status(role, self._trainer.outer_step, self.lineage, self._trainer.progress)
+        role = Role.MEMBER if self.established and not self._syncing else Role.JOINING
+        return Status(role, self._trainer.outer_step, self.lineage, self._trainer.progress, self.tokens)
 
     async def _keep_status(self) -> None:
         while True:
@@ -363,49 +376,64 @@ class Averager:
             self._snapshot_cache = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
         return self._snapshot_cache
 
-    def _join(self) -> None:
-        """Without a state of the run: take part at once if a member's is the same, else download the furthest one."""
-        members = {peer: status for peer, status in self._mesh.members().items() if status.role == Role.MEMBER}
-        if members:
-            self._syncing = True
-            self._spawn(self._synchronise(members), self._identity.peer)
+    def _synchronise(self) -> None:
+        """Go over to the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
+        own = self._claim() if self.established or self.tokens else None
+        ahead = self.machine.roster.ahead(own.position if own else (-1, 0, b""))
+        members = self._mesh.members()
+        if not ahead or ahead[0] not in members:
+            if self.established or (own and any(status.role == Role.MEMBER for status in members.values())):
+                # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
+                self._syncing = True
+                self._inbox.put_nowait(Joined(self._identity.peer, None))
+            return
+        self._syncing = True
+        self._mesh.set_status(self._status(), announce=True)
 
-    async def _synchronise(self, members: dict[str, Status]) -> None:
-        try:
-            furthest = max(status.outer_step for status in members.values())
-            donors = sorted(peer for peer, status in members.items() if status.outer_step == furthest)
-            state = None
-            if furthest != self._trainer.outer_step or members[donors[0]].lineage != self.lineage:
-                self._shown_at = asyncio.get_running_loop().time()
-                state = await self._sync.download(donors[0], sorted(members), self._show_progress)
-            self._inbox.put_nowait(_Joined(state))
-        except PeerError as error:
-            self._report("join_failed", member=error.peer, reason=error.reason)
-            await asyncio.sleep(1.0)
-            self._syncing = False
-            self._inbox.put_nowait(events.Tick())
+        async def attempt() -> None:
+            claimed = members[ahead[0]]
+            self._inbox.put_nowait(await self._joining.attempt(ahead[0], claimed, own or self._claim(), members))
 
-    async def _take(self, state: State | None) -> events.Event:
-        """Go on from a member's state, unless a commit was quicker than the download."""
+        self._spawn(attempt(), self._identity.peer)
+
+    def _end_sync(self) -> None:
         self._syncing = False
-        if self.established:
-            return events.Tick()
+        self._mesh.set_status(self._status(), announce=True)
+
+    async def _take(self, joined: Joined) -> events.Event:
+        """Go on from a member's state, unless a commit was quicker than the download."""
+        state, old = joined.state, self._claim()
+        self._end_sync()
+        if self.established and (state is None or state.position <= old.position):
+            return events.SyncFailed(joined.donor, refuted=False)
         await self._phases.pause()
         if state is not None:
+            kept = self._abandoned(self.state()) if joined.forked is not False else ""
             self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
-            self.lineage = state.lineage
+            self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+            if joined.forked:
+                self._report(
+                    "fork_healed",
+                    member=self._identity.peer,
+                    outer_step=state.outer_step,
+                    lineage=state.lineage.hex(),
+                    left_outer_step=old.outer_step,
+                    left_lineage=old.lineage.hex(),
+                    left_tokens=old.tokens,
+                    tokens=state.tokens,
+                    kept=kept,
+                )
         self._results.forget_step()
-        begun = self._step_begun()
+        self._seals.forget_step()
+        begun = self._step_begun(loaded=True)
         self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
         return begun
 
-    def _show_progress(self, done_bytes: int, all_bytes: int) -> None:
-        now = asyncio.get_running_loop().time()
-        if done_bytes == all_bytes:
-            self._report("state_downloaded", bytes=all_bytes)
-        elif now >= self._shown_at + 1.0:
-            self._shown_at = now
-            self._report("state_downloading", bytes=done_bytes, of_bytes=all_bytes)
+    def state(self) -> State:
+        """A copy of what this peer has."""
+        trainer = self._trainer
+        anchor_P, momentum_P = trainer.anchor_P.clone(), trainer.momentum_P.clone()
+        return State(trainer.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
 
     def _others_behind(self) -> bool:
         members = self._mesh.members().values()

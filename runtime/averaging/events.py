@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from peers.membership import Changed, Down, Gone, Up
-from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Ready
+from peers.membership import Changed, Down, Gone, Slept, Up
+from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Past, Ready
 
-Message = Ready | Descriptor | Held | Commit | CommitRequest
+Message = Ready | Descriptor | Held | Commit | CommitRequest | Past
 """As the machine sees them: the driver has opened the seals of descriptors and commits and checked who signed."""
 
 
@@ -14,11 +14,16 @@ Message = Ready | Descriptor | Held | Commit | CommitRequest
 
 @dataclass(frozen=True)
 class StepBegun:
-    """This peer has the state of ``outer_step``: at its start, after an applied commit, after a download."""
+    """This peer has the state of ``outer_step``: after an applied commit, or as ``loaded`` from disk or a member."""
 
     outer_step: int
     lineage: bytes
     state: bytes
+    tokens: int = 0
+    """Committed by the lineage so far."""
+    group: frozenset[str] = frozenset()
+    """Whose contributions are in the last committed step."""
+    loaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,14 @@ class FetchFailed:
 
 
 @dataclass(frozen=True)
+class SyncFailed:
+    """The state of a member that is ahead could not be had; ``refuted`` if the others do not confirm its claim."""
+
+    peer: str
+    refuted: bool
+
+
+@dataclass(frozen=True)
 class Tick:
     pass
 
@@ -74,10 +87,12 @@ Event = (
     | ContributionArrived
     | ResultReady
     | FetchFailed
+    | SyncFailed
     | Up
     | Changed
     | Down
     | Gone
+    | Slept
     | Tick
 )
 
@@ -95,7 +110,7 @@ class Send:
 
 @dataclass(frozen=True)
 class ForwardCommit:
-    """Send the sealed commit of this outer step, if it is still kept, to a peer that lacks it."""
+    """Send the sealed commit of this outer step to a peer that lacks it, or word that it is past."""
 
     to: str
     outer_step: int
@@ -155,7 +170,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Resync:
-    """This peer is too far behind to catch up by commits: download the state."""
+    """This peer cannot catch up by commits, or is on a lighter fork: go over to the state of a member ahead."""
 
     reason: str
 

@@ -50,7 +50,9 @@ class Descriptor:
     settled: Annotated[tuple[Annotated[bytes, Length(0, 32)], ...], Length(1, MAX_MEMBERS)]
     """Digest of each shard's result where one exists and is only to be fetched; empty where it is to be reduced."""
     voters: Annotated[tuple[int, ...], Length(1, MAX_MEMBERS)]
-    """Members of which more than half must hold all results before they are committed."""
+    """Members that must hold all results before they are committed: more than half of the ``electors``."""
+    electors: int
+    """How many could vote: the voters, or where a run allows only majorities its last group."""
 
     @cached_property
     def plan_id(self) -> bytes:
@@ -88,6 +90,8 @@ class Descriptor:
             raise ValueError(f"an index beyond {n} members")
         if list(self.voters) != sorted(set(self.voters)):
             raise ValueError("voters are not sorted and distinct")
+        if not len(self.voters) <= self.electors < 2 * len(self.voters):
+            raise ValueError(f"{len(self.voters)} voters of {self.electors}")
         if any(len(digest) not in (0, 32) for digest in self.settled):
             raise ValueError("a settled digest of a wrong length")
 
@@ -157,7 +161,18 @@ class CommitRequest:
     outer_step: int
 
 
-ROUND = Codec(Ready, Begin, Held, Committed, CommitRequest)
+@dataclass(frozen=True)
+class Past:
+    """The commit of this outer step is past: it is not kept any more, or yours was another.
+
+    ``lineage`` is the sender's before that step, empty if it does not know.
+    """
+
+    outer_step: int
+    lineage: Annotated[bytes, Length(0, 32)]
+
+
+ROUND = Codec(Ready, Begin, Held, Committed, CommitRequest, Past)
 SIGNED = Codec(Descriptor, Commit)
 DESCRIPTOR_CONTEXT = "atoll round descriptor"
 COMMIT_CONTEXT = "atoll commit"

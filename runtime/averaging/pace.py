@@ -1,7 +1,33 @@
-"""How long things take here, in seconds, learnt from the rounds themselves: no timeout is left for a user to tune."""
+"""How long things take here, in seconds, learnt from the rounds themselves: no timeout is left for a user to tune.
+
+The rule for stragglers: those who are ready wait until the tokens that they could have trained meanwhile are half of
+what the missing ones would bring. Half, because nothing is lost by going on: work that misses an outer step is in the
+next contribution, one step stale, and polynomial staleness 1 / (1 + tau) puts that at half (FedAsync,
+arXiv:1903.03934). To wait as long as the waiting costs what it may gain is at most twice as bad as to know the future
+(ski rental).
+"""
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
+
+WORTH_OF_LATE_TOKENS = 0.5
+# Below this, waiting is message delays and jitter, and costs nobody anything.
+LEAST_WAIT_S = 0.25
+# A peer's first phase has its data to read and its kernels to warm up, which no earlier phase could tell.
+FIRST_GRACE_S = 3.0
+
+
+def worth_waiting_until(ready: Sequence[tuple[float, float]], missing_tokens: float) -> float:
+    """When the tokens idled by those who are ready outweigh those of the missing.
+
+    Args: ready has (tokens/s in training, loop time since which it is ready) of each.
+    """
+    tokens_per_s = sum(rate for rate, _ in ready)
+    if tokens_per_s <= 0:
+        return max(since for _, since in ready)
+    gain = (1 - WORTH_OF_LATE_TOKENS) * missing_tokens
+    return (gain + sum(rate * since for rate, since in ready)) / tokens_per_s
 
 
 class Pace:
@@ -17,24 +43,55 @@ class Pace:
     def round(self, seconds: float) -> None:
         self._rounds.append(seconds)
 
-    def patience_s(self, elapsed_s: float) -> float:
-        """How long a peer that is still training goes on after another is ready: half of an inner phase.
+    def stop_at(self, begun_at: float, ready: Sequence[tuple[int, float]], missing_tokens: float) -> float:
+        """When those who are still training stop and contribute what they have.
 
-        A peer that has done none yet takes what has passed of this one: a newcomer then hands in what little it has.
+        Never later than half an inner phase after the first Ready: a newcomer then hands in what little it has.
+
+        Args: ready has (tokens, loop time of its Ready) of each that is ready.
         """
-        return max(0.5, 0.5 * (median(self._phases) if self._phases else elapsed_s))
+        first_at = min(since for _, since in ready)
+        usual = median(self._phases) if self._phases else first_at - begun_at
+        rates = [(tokens / max(since - begun_at, 0.5 * usual, 1e-3), since) for tokens, since in ready]
+        until = min(worth_waiting_until(rates, missing_tokens), first_at + 0.5 * usual)
+        return max(until, first_at + 2 * LEAST_WAIT_S)
 
-    def grace_s(self, elapsed_s: float) -> float:
-        """How long a leader waits for the others after the first was ready: their patience, and time to say so."""
-        known = self.patience_s(elapsed_s)
-        return 0.25 + 1.5 * (known if self._phases else max(known, 2.0))
+    def begin_by(self, first_ready_at: float, stop_at: float, inner_step_s: float) -> float:
+        """When the leader begins without those who stopped and have not said so: they end an inner step first.
+
+        Args: inner_step_s is what the slowest of them needs for one, as far as known.
+        """
+        waited = stop_at - first_ready_at
+        until = stop_at + LEAST_WAIT_S + 0.5 * waited + min(1.5 * inner_step_s, waited)
+        return until if self._phases else max(until, first_ready_at + LEAST_WAIT_S + FIRST_GRACE_S)
+
+    def shares_by(self, followed_at: float, half_at: float | None, n_members: int, n_missing: int) -> float:
+        """When a reducer goes on without the shares that are missing, by the rule above or by the others' example.
+
+        The dead do not take it: their streams end.
+
+        Args: half_at is when more than half of the shares were here, None if they are not.
+        """
+        if half_at is None:
+            return followed_at + self.reduce_s
+        phase_s = median(self._phases) if self._phases else 0.0
+        worth_s = (1 - WORTH_OF_LATE_TOKENS) * phase_s * n_missing / n_members
+        return half_at + max(LEAST_WAIT_S, worth_s, 0.5 * (half_at - followed_at))
 
     @property
     def reduce_s(self) -> float:
-        """How long a reducer waits for a live member's share. The dead do not take it: their streams end."""
+        """How long the shares or results of half of the group may take."""
         return max(5.0, 5 * median(self._rounds)) if self._rounds else 30.0
 
-    def attempt_s(self, attempt: int) -> float:
-        """How long a ready member waits for a commit before it tries another leader; doubles, to let a slow one end."""
-        usual = median(self._rounds) if self._rounds else 10.0
-        return (2 * self.grace_s(0.0) + max(5.0, 10 * usual)) * float(1 << min(attempt, 4))
+    @property
+    def round_s(self) -> float:
+        """How long a round usually takes."""
+        return median(self._rounds) if self._rounds else 10.0
+
+    def attempt_s(self, attempt: int, begun: bool) -> float:
+        """How long a ready member waits before it tries another leader; doubles, to let a slow one end.
+
+        From the descriptor to the commit if the leader has begun, else beyond the moment when it had to begin: it may
+        wait a second for a lost peer itself.
+        """
+        return (max(5.0, 10 * self.round_s) if begun else 2.0) * float(1 << min(attempt, 4))

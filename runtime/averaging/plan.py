@@ -1,7 +1,7 @@
 """What a leader decides, as plain functions: a plan, who reduces what of it, and when its result stands."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from peers.election import leadership_order
@@ -11,17 +11,26 @@ from runtime.averaging.shards import shard_bounds
 
 
 def fresh_descriptor(
-    run_id: str, outer_step: int, attempt: int, leader: str, readies: Mapping[str, Ready], n_elements: int, codec: str
+    run_id: str,
+    outer_step: int,
+    attempt: int,
+    leader: str,
+    readies: Mapping[str, Ready],
+    n_elements: int,
+    codec: str,
+    electorate: Collection[str] = (),
 ) -> Descriptor:
     """A new plan for those that are ready: every member reduces one shard, as far as there are blocks.
 
     Of more than fit a descriptor, other ones are left out in each step; their work is in their next contribution.
+    Where an ``electorate`` is given, its members alone vote, and more than half of all of it decides.
     """
     chosen = leadership_order(run_id, outer_step, attempt, readies)[:MAX_MEMBERS]
     members = tuple(MemberEntry(peer, readies[peer].weight, readies[peer].loss) for peer in sorted(chosen))
     some = readies[chosen[0]]
     bounds = shard_bounds(n_elements, len(members), BLOCK)
     n_shards = len(bounds) - 1
+    voters, electors = _voters([entry.peer for entry in members], range(len(members)), electorate)
     return Descriptor(
         run_id=run_id,
         outer_step=outer_step,
@@ -35,7 +44,8 @@ def fresh_descriptor(
         codec=codec,
         reducers=tuple(range(n_shards)),
         settled=(b"",) * n_shards,
-        voters=tuple(range(len(members))),
+        voters=voters,
+        electors=electors,
     )
 
 
@@ -48,6 +58,7 @@ def next_descriptor(
     n_elements: int,
     codec: str,
     quorum: int,
+    electorate: Collection[str] = (),
 ) -> Descriptor:
     """How a new leader goes on from what the others have seen.
 
@@ -58,21 +69,29 @@ def next_descriptor(
     accepted = [ready.accepted for ready in readies.values() if ready.accepted]
     if accepted:
         best = max(accepted, key=lambda one: (one.descriptor.order, one.digests))
-        return resumed_descriptor(best.descriptor, attempt, leader, readies, best.digests)
+        return resumed_descriptor(best.descriptor, attempt, leader, readies, best.digests, electorate)
     seen = [ready.following for ready in readies.values() if ready.following]
     if seen:
         last = max(seen, key=lambda descriptor: (descriptor.order, descriptor.plan_id))
         here = [peer for peer in last.peers if peer in readies]
         if len(here) >= quorum and 2 * len(here) > len(last.members):
-            return resumed_descriptor(last, attempt, leader, readies, _held_digests(last, readies))
-    return fresh_descriptor(run_id, outer_step, attempt, leader, readies, n_elements, codec)
+            resumed = resumed_descriptor(last, attempt, leader, readies, _held_digests(last, readies), electorate)
+            if decidable(resumed):
+                return resumed
+    return fresh_descriptor(run_id, outer_step, attempt, leader, readies, n_elements, codec, electorate)
 
 
 def resumed_descriptor(
-    last: Descriptor, attempt: int, leader: str, present: Collection[str], settled: tuple[bytes, ...]
+    last: Descriptor,
+    attempt: int,
+    leader: str,
+    present: Collection[str],
+    settled: tuple[bytes, ...],
+    electorate: Collection[str] = (),
 ) -> Descriptor:
     """The same plan under a new leader, among those of its members that are present."""
     here = [index for index, peer in enumerate(last.peers) if peer in present]
+    voters, electors = _voters(last.peers, here, electorate)
     return replace(
         last,
         attempt=attempt,
@@ -80,8 +99,16 @@ def resumed_descriptor(
         leader=leader,
         settled=settled,
         reducers=tuple(_heir(reducer, here, len(last.members)) for reducer in last.reducers),
-        voters=tuple(here),
+        voters=voters,
+        electors=electors,
     )
+
+
+def _voters(peers: Sequence[str], present: Collection[int], electorate: Collection[str]) -> tuple[tuple[int, ...], int]:
+    """Indices of those who vote, and of how many they have to be more than half."""
+    if not electorate:
+        return tuple(present), len(present)
+    return tuple(index for index in present if peers[index] in electorate), len(electorate)
 
 
 def reassigned_descriptor(
@@ -109,6 +136,11 @@ def reassigned_descriptor(
     return replace(last, revision=last.revision + 1, reducers=tuple(reducers), settled=tuple(settled))
 
 
+def decidable(descriptor: Descriptor) -> bool:
+    """Whether its voters are enough to commit."""
+    return 2 * len(descriptor.voters) > descriptor.electors
+
+
 def decided_digests(descriptor: Descriptor, held: Mapping[str, Mapping[int, bytes]]) -> tuple[bytes, ...] | None:
     """The results that more than half of the voters hold, all shards and all equal; None while there are none."""
     complete = Counter(
@@ -117,7 +149,7 @@ def decided_digests(descriptor: Descriptor, held: Mapping[str, Mapping[int, byte
         if len(shards := held.get(descriptor.peers[index], {})) == descriptor.n_shards
     )
     for digests, count in complete.items():
-        if 2 * count > len(descriptor.voters):
+        if 2 * count > descriptor.electors:
             return digests
     return None
 

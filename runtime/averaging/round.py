@@ -10,8 +10,8 @@ and what they accepted, so that a result that may have been committed is committ
 from collections import deque
 from typing import assert_never
 
-from peers.membership import Changed, Down, Gone, Up
-from peers.messages import Role, Status
+from peers.membership import Changed, Down, Gone, Slept, Up
+from peers.messages import Status
 from runtime.averaging import plan
 from runtime.averaging.events import (
     Action,
@@ -34,16 +34,17 @@ from runtime.averaging.events import (
     StepBegun,
     StopTraining,
     Strike,
+    SyncFailed,
     Tick,
 )
-from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Ready
+from runtime.averaging.leader import Leader
+from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Past, Ready
 from runtime.averaging.pace import Pace
+from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step, Terms
 
 # A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
 BEHIND_S = 1.5
-# How long a leader waits for a lost peer to be dialled again; a killed one refuses at once and costs nothing.
-REDIAL_S = 1.0
 # Asking for one commit so often without an answer means that nobody keeps it any more.
 MOST_ASKS = 3
 
@@ -51,14 +52,19 @@ MOST_ASKS = 3
 class Round:
     """One peer's side of all rounds. ``handle(event, now)`` takes loop time and never raises because of a peer."""
 
-    def __init__(self, peer: str, run_id: str, n_elements: int, codec: str, quorum: int) -> None:
-        self.peer, self.terms = peer, Terms(peer, run_id, n_elements, codec, quorum)
-        self.pace = Pace()
+    def __init__(
+        self, peer: str, run_id: str, n_elements: int, codec: str, quorum: int, on_partition: str = "fork"
+    ) -> None:
+        self.peer, self.terms = peer, Terms(peer, run_id, n_elements, codec, quorum, on_partition)
+        self.pace, self.roster = Pace(), Roster(peer)
         self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
-        self._alive: dict[str, Status] = {}
+        self._leader = Leader(self.terms, self.roster, self.pace)
+        self._alive = self.roster.alive
         self._early: dict[str, Ready] = {}
-        self._missing: dict[str, float] = {}
+        self._forks: dict[str, bytes] = {}
+        self._still: set[str] = set()
         self._step: Step | None = None
+        self._now = 0.0
 
     @property
     def descriptor(self) -> Descriptor | None:
@@ -70,35 +76,47 @@ class Round:
         """The commit of this step, if it is known and not applied yet."""
         return self._step.commit if self._step else None
 
+    @property
+    def n_live(self) -> int:
+        """Members that live and train, this peer included."""
+        return 1 + sum(peer not in self._still for peer, _ in self.roster.members())
+
     def held(self, shard: int) -> bytes:
         """Digest of the result held for a shard of this step."""
         assert self._step is not None
         return self._step.held[shard]
 
     def handle(self, event: Event, now: float) -> list[Action]:
+        self._now = now
         actions = self._handle(event, now)
         self.history.append((now, event, actions))
         return actions
 
     def next_deadline(self) -> float | None:
         """Loop time at which ``Tick`` is due, None if it never is."""
-        step = self._step
+        step, now = self._step, self._now
         if step is None or step.applying:
             return None
         deadlines = [step.fetch_at] if step.fetch_at is not None else []
         if step.commit is None:
-            if step.behind_since is not None:
+            if step.behind_since is not None and not step.resyncing:
                 deadlines.append(step.behind_since + BEHIND_S)
             if step.first_ready_at is not None and step.own is None and not step.stop_sent:
-                deadlines.append(self._stop_at(step))
+                deadlines.append(self._leader.stop_at(step, now))
             if step.own is not None:
-                deadlines.append(step.attempt_at + self.pace.attempt_s(step.attempt))
-            if self._may_begin(step):
-                held_until = max(self._missing.values(), default=0.0)
-                deadlines += [max(self._begin_by(step), held_until), *([held_until] if self._missing else [])]
-            if any(len(step.arrived.get(shard, ())) >= self.terms.quorum for shard in step.collecting()):
-                deadlines.append(step.followed_at + self.pace.reduce_s)
+                deadlines += self._own_deadlines(step, now)
+            deadlines += [self._shares_by(step, shard) for shard in step.collecting() if self._enough(step, shard)]
         return min(deadlines, default=None)
+
+    def _own_deadlines(self, step: Step, now: float) -> list[float]:
+        """Of a peer that is ready: when to lead, to give up a leader, and to count out who hangs."""
+        deadlines = [self.roster.still_at(peer) for peer in self._moving(step)]
+        if step.can_form(step.expected(self.roster, now), self.roster):
+            deadlines.append(self._attempt_ends(step, now))
+        for at in (self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
+            if at is not None:
+                deadlines.append(at)
+        return deadlines
 
     def _handle(self, event: Event, now: float) -> list[Action]:
         match event:
@@ -109,8 +127,11 @@ class Round:
             case Down(peer, _, left):
                 return self._on_down(peer, left, now)
             case Gone(peer):
-                self._missing.pop(peer, None)
+                self.roster.lost.pop(peer, None)
                 return self._lead(self._step, now) if self._step and not self._step.applying else []
+            case Slept(seconds):
+                self.roster.slept(seconds)
+                return []
         step = self._step
         if step is None or step.applying:
             return []
@@ -127,6 +148,8 @@ class Round:
                 step.fetching.discard((shard, digest))
                 step.fetch_at = now + 1.0
                 return self._give_up(step, now) if step.commit else []
+            case SyncFailed(peer, refuted):
+                return self._on_sync_failed(step, peer, refuted, now)
             case Tick():
                 return self._on_tick(step, now)
         assert_never(event)
@@ -134,12 +157,19 @@ class Round:
     # Beginning: who is there, who is ready, who leads.
 
     def _begin_step(self, event: StepBegun, now: float) -> list[Action]:
-        self._step = step = Step(self.terms, event.outer_step, event.lineage, event.state, begun_at=now, attempt_at=now)
+        if event.loaded:
+            self.roster.lineages.clear()
+        self.roster.step_begun(event.outer_step, event.lineage, event.group, now)
+        self._step = step = Step(
+            self.terms, event.outer_step, event.lineage, event.state, event.tokens, begun_at=now, attempt_at=now
+        )
         actions: list[Action] = []
         early, self._early = self._early, {}
         for sender, ready in sorted(early.items()):
             if sender in self._alive and ready.outer_step == step.outer_step:
                 actions += self._on_ready(step, sender, ready, now)
+        for peer, status in self.roster.members():
+            actions += self._compare(step, peer, status)
         self._notice_behind(step, now)
         if step.behind_since is not None:
             # It came late to the step: its commit has been sent to everyone already.
@@ -147,15 +177,15 @@ class Round:
         return actions
 
     def _on_status(self, peer: str, status: Status, now: float) -> list[Action]:
-        known = self._alive.get(peer)
-        new_member = status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
-        self._alive[peer] = status
-        self._missing.pop(peer, None)
+        new_member = self.roster.saw(peer, status, now)
         step = self._step
         if step is None or step.applying:
             return []
+        actions = self._compare(step, peer, status)
+        if peer in self._still and now < self.roster.still_at(peer):
+            self._still.discard(peer)
+            actions.append(Report("member_moves", (("member", peer),)))
         self._notice_behind(step, now)
-        actions: list[Action] = []
         if new_member and step.own is not None and step.commit is None:
             actions.append(Send(peer, step.own_ready()))
             actions += self._send_again(step, peer)
@@ -172,7 +202,7 @@ class Round:
         step.attempt_at = now
         ready = step.own_ready()
         step.readies[self.peer] = ready
-        step.first_ready_at = now if step.first_ready_at is None else step.first_ready_at
+        step.ready_since.setdefault(self.peer, now)
         return [Send(None, ready), *self._lead(step, now)]
 
     def _on_ready(self, step: Step, sender: str, ready: Ready, now: float) -> list[Action]:
@@ -183,7 +213,7 @@ class Round:
         if ready.outer_step > step.outer_step:
             return []
         if (ready.lineage, ready.state) != (step.lineage, step.state):
-            return [Report("lineage_differs", (("member", sender), ("outer_step", ready.outer_step)))]
+            return []
         if step.commit is not None:
             return [ForwardCommit(sender, step.outer_step)]
         if reason := step.objection_to_ready(ready):
@@ -191,64 +221,32 @@ class Round:
         known = step.readies.get(sender)
         if known is None or known.attempt <= ready.attempt:
             step.readies[sender] = ready
-        step.first_ready_at = now if step.first_ready_at is None else step.first_ready_at
+        step.ready_since.setdefault(sender, now)
+        self.roster.tokens[sender] = ready.weight
         if ready.attempt > step.attempt:
             # Somebody lost the leader: staying together matters more than being right about who is gone.
             return self._next_attempt(step, ready.attempt, now)
         return self._lead(step, now)
 
     def _next_attempt(self, step: Step, attempt: int, now: float) -> list[Action]:
-        step.attempt, step.leading, step.told, step.attempt_at = attempt, None, {}, now
+        step.attempt, step.leading, step.told, step.attempt_at, step.moved = attempt, None, {}, now, set()
         return self._say_ready(step, now) if step.own is not None else self._lead(step, now)
 
-    def _may_begin(self, step: Step) -> bool:
-        begun = step.descriptor is not None and step.descriptor.attempt == step.attempt
-        return (
-            not begun
-            and step.leading is None
-            and step.behind_since is None
-            and step.commit is None
-            and step.first_ready_at is not None
-            and len(step.ready_now(self._alive)) >= self.terms.quorum
-            and step.elected(self._alive) == self.peer
-        )
-
-    def _begin_by(self, step: Step) -> float:
-        """When the leader stops waiting: stragglers stop training one grace window after the first Ready."""
-        assert step.first_ready_at is not None
-        since = step.first_ready_at if step.attempt == 0 else step.attempt_at
-        return since + self.pace.grace_s(step.first_ready_at - step.begun_at)
-
-    def _stop_at(self, step: Step) -> float:
-        """When this peer stops training to contribute what it has, once another is ready."""
-        assert step.first_ready_at is not None
-        return step.first_ready_at + self.pace.patience_s(step.first_ready_at - step.begun_at)
-
     def _lead(self, step: Step, now: float) -> list[Action]:
-        if not self._may_begin(step):
+        if descriptor := self._leader.begin(step, now):
+            return self._announce(step, descriptor, now)
+        if step.own is None or step.told_waiting or step.can_form(step.expected(self.roster, now), self.roster):
             return []
-        # A broken connection is dialled again in milliseconds; to begin without its peer would fork the run.
-        self._missing = {peer: until for peer, until in self._missing.items() if now < until}
-        if self._missing:
-            return []
-        ready = step.ready_now(self._alive)
-        if not ready.keys() >= set(step.expected(self._alive)) and now < self._begin_by(step):
-            return []
-        descriptor = plan.next_descriptor(
-            ready,
-            self.terms.run_id,
-            step.outer_step,
-            step.attempt,
-            self.peer,
-            self.terms.n_elements,
-            self.terms.codec,
-            self.terms.quorum,
-        )
-        return self._announce(step, descriptor, now)
+        step.told_waiting = True
+        here, group = len(self._alive) + 1, len(step.electorate(self.roster))
+        needs = f"more than half of the {group} of the last" if self.terms.on_partition == "stop" else "a quorum"
+        waiting = (("outer_step", step.outer_step + 1), ("members", here), ("needs", needs))
+        return [Report("waiting", waiting)]
 
     def _announce(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
-        step.leading, step.told = descriptor, {}
-        others: list[Action] = [Send(peer, descriptor) for peer in descriptor.peers if peer in self._alive]
+        step.leading, step.told, step.others_spread_at = descriptor, {}, None
+        # Also to those who are not in it: they are to know that this attempt has its leader.
+        others: list[Action] = [Send(peer, descriptor) for peer in sorted(self._alive)]
         return others + self._follow(step, descriptor, now)
 
     # Reducing: contributions to reducers, results to everyone.
@@ -257,7 +255,7 @@ class Round:
         if descriptor.outer_step != step.outer_step or descriptor.attempt < step.attempt or step.commit is not None:
             return []
         if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
-            return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
+            return []
         known = step.descriptor
         if known is not None:
             rival = known.attempt == descriptor.attempt and known.leader != descriptor.leader
@@ -327,7 +325,19 @@ class Round:
         if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
             return []
         step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
+        if 2 * len(step.arrived[shard]) > len(descriptor.peers):
+            step.half_arrived_at.setdefault(shard, now)
         return self._reduce(step, shard, now)
+
+    def _enough(self, step: Step, shard: int) -> bool:
+        return len(step.arrived.get(shard, ())) >= self.terms.quorum
+
+    def _shares_by(self, step: Step, shard: int) -> float:
+        """When the shares of a shard that are not here are given up."""
+        assert step.descriptor is not None
+        n_members, n_arrived = len(step.descriptor.peers), len(step.arrived.get(shard, ()))
+        half_at = step.half_arrived_at.get(shard)
+        return self.pace.shares_by(step.followed_at, half_at, n_members, n_members - n_arrived)
 
     def _reduce(self, step: Step, shard: int, now: float) -> list[Action]:
         """Reduce a shard once every member's share is here, or the member gone, or its time over."""
@@ -340,8 +350,7 @@ class Round:
             for index, peer in enumerate(step.descriptor.peers)
             if index not in arrived and peer in self._alive and peer != self.peer
         ]
-        overdue = now >= step.followed_at + self.pace.reduce_s
-        if (waiting and not overdue) or len(arrived) < self.terms.quorum:
+        if (waiting and now < self._shares_by(step, shard)) or not self._enough(step, shard):
             return []
         step.reduced.add(shard)
         return [Reduce(step.descriptor, shard, tuple(sorted(arrived)))]
@@ -390,7 +399,7 @@ class Round:
         step.told.setdefault(sender, {})[held.shard] = held.digest
         digests = plan.decided_digests(leading, step.told)
         if digests is None:
-            return []
+            return self._replace(step, now)
         commit = Commit(leading, digests)
         return [Send(None, commit), *self._on_commit(step, self.peer, commit, now)]
 
@@ -398,8 +407,8 @@ class Round:
         descriptor = commit.descriptor
         if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
             return []
-        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
-            return [Report("lineage_differs", (("member", sender), ("outer_step", descriptor.outer_step)))]
+        if descriptor.lineage != step.lineage:
+            return self._other_history(step, sender, descriptor.lineage)
         if reason := step.misfit(descriptor):
             return [Strike(sender, f"commit of a {reason}")]
         if len(commit.digests) != descriptor.n_shards:
@@ -429,11 +438,11 @@ class Round:
 
     def _on_down(self, peer: str, left: bool, now: float) -> list[Action]:
         step = self._step
-        led = step is not None and step.leader(self._alive) == peer
-        if not left:
-            self._missing[peer] = now + REDIAL_S
-        self._alive.pop(peer, None)
+        led = step is not None and step.leader(self.roster, now) == peer
+        self.roster.down(peer, left, now)
         self._early.pop(peer, None)
+        self._forks.pop(peer, None)
+        self._still.discard(peer)
         if step is None or step.applying:
             return []
         self._notice_behind(step, now)
@@ -441,25 +450,95 @@ class Round:
             step.fetch_at = now
             return self._on_tick(step, now)
         step.readies.pop(peer, None)
+        step.ready_since.pop(peer, None)
         if step.descriptor is not None:
             step.sent = {(shard, to) for shard, to in step.sent if step.descriptor.peers[to] != peer}
         if step.own is not None and (led or step.lost_majority(self._alive)):
             return self._next_attempt(step, step.attempt + 1, now)
-        if step.leading is not None:
-            alive = {*self._alive, self.peer}
-            if descriptor := plan.reassigned_descriptor(step.leading, alive, step.told):
-                return self._announce(step, descriptor, now)
+        if replaced := self._replace(step, now):
+            return replaced
         actions = [action for shard in step.collecting() for action in self._reduce(step, shard, now)]
         return actions + self._lead(step, now)
 
+    def _replace(self, step: Step, now: float) -> list[Action]:
+        descriptor = self._leader.replace(step, now)
+        return self._announce(step, descriptor, now) if descriptor else []
+
+    def _moving(self, step: Step) -> list[str]:
+        """Members that are in their inner phase of this step, as far as their progress shows."""
+        return [
+            peer
+            for peer, status in self.roster.members()
+            if status.lineage == step.lineage and peer not in step.readies and peer not in self._still
+        ]
+
+    def _attempt_ends(self, step: Step, now: float) -> float:
+        """When a leader that has not begun, or a round that has not ended, is given up."""
+        attempt_s = self.pace.attempt_s(step.attempt, step.begun)
+        if step.begun:
+            return max(step.followed_at, step.attempt_at) + attempt_s
+        return max(self._leader.begin_by(step, now), step.attempt_at) + attempt_s
+
+    # Others ahead, and other histories of the run.
+
     def _notice_behind(self, step: Step, now: float) -> None:
-        ahead = any(
-            status.outer_step > step.outer_step for status in self._alive.values() if status.role == Role.MEMBER
-        )
-        if not ahead:
+        if not self.roster.ahead(step.position):
             step.behind_since = None
         elif step.behind_since is None:
             step.behind_since = now
+
+    def _compare(self, step: Step, peer: str, status: Status) -> list[Action]:
+        """Find a fork by what a member says of itself: the lighter side is told, or goes over."""
+        if peer not in dict(self.roster.members()) or status.outer_step not in self.roster.lineages:
+            return []
+        if not self.roster.on_fork(status):
+            if self._forks.pop(peer, None) is None:
+                return []
+            healed = (("member", peer), ("outer_step", status.outer_step), ("lineage", status.lineage.hex()))
+            return [Report("fork_healed", healed)]
+        news = self._forks.get(peer) != status.lineage
+        actions = self._found_fork(step, peer, status.lineage)
+        if status.position > step.position:
+            return actions + self._resync(step, "this peer is on the lighter side of a fork")
+        if news:
+            actions.append(Send(peer, Past(status.outer_step, self.roster.lineages[status.outer_step])))
+        return actions
+
+    def _found_fork(self, step: Step, peer: str, lineage: bytes) -> list[Action]:
+        known, self._forks[peer] = peer in self._forks, lineage
+        if known:
+            return []
+        status = self._alive[peer]
+        found = (
+            ("member", peer),
+            ("outer_step", status.outer_step),
+            ("lineage", status.lineage.hex()),
+            ("tokens", status.tokens),
+            ("own_tokens", step.tokens),
+        )
+        return [Report("fork_found", found)]
+
+    def _other_history(self, step: Step, sender: str, lineage: bytes) -> list[Action]:
+        """A member is past this step with another lineage before it, or without keeping its commit (empty)."""
+        if sender not in self._alive or self._alive[sender].position <= step.position:
+            return []
+        if lineage in (b"", step.lineage):
+            return self._resync(step, f"the commit of outer step {step.outer_step} is not kept any more")
+        found = self._found_fork(step, sender, lineage)
+        return found + self._resync(step, "this peer is on the lighter side of a fork")
+
+    def _resync(self, step: Step, reason: str) -> list[Action]:
+        if step.resyncing:
+            return []
+        step.resyncing = True
+        return [Resync(reason)]
+
+    def _on_sync_failed(self, step: Step, peer: str, refuted: bool, now: float) -> list[Action]:
+        if refuted and peer in self._alive:
+            self.roster.refuted[peer] = self._alive[peer].lineage
+        step.resyncing, step.behind_since, step.asks = False, None, 0
+        self._notice_behind(step, now)
+        return self._lead(step, now)
 
     def _on_message(self, step: Step, sender: str, message: object, now: float) -> list[Action]:
         match message:
@@ -473,31 +552,42 @@ class Round:
                 return self._on_commit(step, sender, message, now)
             case CommitRequest(outer_step):
                 return [ForwardCommit(sender, outer_step)]
+            case Past(outer_step, lineage):
+                here = outer_step == step.outer_step and step.commit is None
+                return self._other_history(step, sender, lineage) if here else []
         raise TypeError(f"no such message: {message!r}")
 
     def _on_tick(self, step: Step, now: float) -> list[Action]:
         actions: list[Action] = []
-        if step.behind_since is not None and now >= step.behind_since + BEHIND_S and step.commit is None:
+        late = step.behind_since is not None and now >= step.behind_since + BEHIND_S
+        if late and step.commit is None and not step.resyncing:
             if step.asks >= MOST_ASKS:
-                step.asks, step.behind_since = 0, now
-                return [Resync(f"nobody has the commit of outer step {step.outer_step}")]
+                return self._resync(step, f"nobody has the commit of outer step {step.outer_step}")
             step.asks, step.behind_since = step.asks + 1, now
-            ahead = [peer for peer, status in sorted(self._alive.items()) if status.outer_step > step.outer_step]
-            return [Send(peer, CommitRequest(step.outer_step)) for peer in ahead[:3]]
+            ahead = self.roster.ahead(step.position)[:3]
+            return [Send(peer, CommitRequest(step.outer_step)) for peer in ahead]
         if step.fetch_at is not None and now >= step.fetch_at:
             step.fetch_at = None
             actions += self._fetch_missing(step)
         if step.commit is not None:
             return actions
         waited_for = step.own is None and step.first_ready_at is not None and not step.stop_sent
-        if waited_for and now >= self._stop_at(step):
+        if waited_for and now >= self._leader.stop_at(step, now):
             step.stop_sent = True
             actions.append(StopTraining())
-        if step.own is not None and now >= step.attempt_at + self.pace.attempt_s(step.attempt):
-            return actions + self._next_attempt(step, step.attempt + 1, now)
+        if step.own is not None:
+            actions += self._count_out_still(step, now)
+            electable = step.can_form(step.expected(self.roster, now), self.roster)
+            if electable and now >= self._attempt_ends(step, now):
+                return actions + self._next_attempt(step, step.attempt + 1, now)
         for shard in step.collecting():
             actions += self._reduce(step, shard, now)
-        return actions + self._lead(step, now)
+        return actions + (self._replace(step, now) or self._lead(step, now))
+
+    def _count_out_still(self, step: Step, now: float) -> list[Action]:
+        still = [peer for peer in self._moving(step) if now >= self.roster.still_at(peer)]
+        self._still.update(still)
+        return [Report("member_still", (("member", peer),)) for peer in still]
 
     def _give_up(self, step: Step, now: float) -> list[Action]:
         """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
@@ -505,8 +595,8 @@ class Round:
         if step.failed_fetches < MOST_ASKS or commit is None:
             return []
         step.failed_fetches = 0
-        if any(status.outer_step > step.outer_step for status in self._alive.values()):
-            return [Resync(f"nobody has the results of outer step {step.outer_step} any more")]
+        if self.roster.ahead(step.position):
+            return self._resync(step, f"nobody has the results of outer step {step.outer_step} any more")
         step.lost.add(commit)
         step.commit, step.descriptor, step.fetch_at = None, None, None
         step.forget_plan()

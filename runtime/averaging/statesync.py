@@ -4,18 +4,23 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from peers.errors import PeerError, ProtocolViolation, StreamClosed
 from peers.transport import Stream, Transport
-from peers.wire import Codec, Digest
+from peers.wire import Codec, Digest, Length, PeerId
+from runtime.averaging.messages import MAX_MEMBERS
 from runtime.averaging.transfer import receive_bytes, send_bytes
 
 STATE_PROTOCOL = "atoll-state-1"
-MAX_HEADER_BYTES = 256
+# A claim names the last group: up to 256 peer ids.
+MAX_HEADER_BYTES = 1 << 15
 CLAIM_TIMEOUT_S = 5.0
+# A witness may have a step a moment later than the donor.
+ASK_AGAIN_S, MOST_ASKS = 0.3, 4
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,17 @@ class State:
 
     outer_step: int
     lineage: bytes
+    tokens: int
+    """Committed by the lineage so far."""
+    group: tuple[str, ...]
+    """Whose contributions are in the last committed step, sorted."""
     anchor_P: Tensor
     momentum_P: Tensor
+
+    @property
+    def position(self) -> tuple[int, int, bytes]:
+        """As of a ``Status``."""
+        return self.tokens, self.outer_step, self.lineage
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,17 @@ class Claim:
     lineage: Digest
     state: Digest
     """SHA-256 of the anchor's bytes, then the momentum's, little-endian float32."""
+    tokens: int
+    group: Annotated[tuple[PeerId, ...], Length(0, MAX_MEMBERS)]
+
+    @property
+    def position(self) -> tuple[int, int, bytes]:
+        """As of a ``Status``."""
+        return self.tokens, self.outer_step, self.lineage
+
+
+class Refuted(ProtocolViolation):
+    """More of the others contradict a donor than confirm it."""
 
 
 STATE = Codec(ClaimRequest, StateRequest, Claim)
@@ -76,27 +101,31 @@ class StateSync:
     async def serve(self) -> None:
         await self._transport.serve(STATE_PROTOCOL, self._on_request)
 
-    async def download(self, donor: str, witnesses: Sequence[str], progress: Callable[[int, int], None]) -> State:
+    async def download(
+        self, donor: str, witnesses: Sequence[str], own: Claim | None, progress: Callable[[int, int], None]
+    ) -> State:
         """The donor's present state, once more than half of the other witnesses that know its step confirm its claim.
 
+        Where this peer has a state of the run itself, and that is on a fork, only witnesses count that are as heavy.
+
         Args: progress is called with bytes done and bytes in all.
-        Raises: PeerError blaming the donor, if it is gone, sends what does not match its claim, or stands alone.
+        Raises: PeerError blaming the donor, if it is gone, or sends what does not match its claim; Refuted.
         """
         stream = await self._transport.open(donor, (), STATE_PROTOCOL)
         try:
             await stream.send(STATE.encode(StateRequest()))
             claim = await self._claim(stream)
+            await self._confirm(donor, claim, witnesses, own)
             anchor_bytes = await self._vector(stream, 0, progress)
             momentum_bytes = await self._vector(stream, len(anchor_bytes), progress)
         finally:
             stream.close()
         if hashlib.sha256(anchor_bytes + momentum_bytes).digest() != claim.state:
             raise ProtocolViolation(donor, "sent a state that is not the one it claims")
-        await self._confirm(donor, claim, witnesses)
         anchor_P, momentum_P = (
             torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (anchor_bytes, momentum_bytes)
         )
-        return State(claim.outer_step, claim.lineage, anchor_P, momentum_P)
+        return State(claim.outer_step, claim.lineage, claim.tokens, claim.group, anchor_P, momentum_P)
 
     async def _claim(self, stream: Stream) -> Claim:
         claim = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
@@ -113,17 +142,28 @@ class StateSync:
         self.bytes_received += n_bytes
         return bytes(data)
 
-    async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str]) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(self._ask(peer, claim.outer_step)) for peer in witnesses if peer != donor]
-        heard = [task.result() for task in asked if task.result() is not None]
+    async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str], own: Claim | None) -> None:
+        others = [peer for peer in witnesses if peer != donor]
+        heard: list[Claim] = []
+        for _ in range(MOST_ASKS):
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self.ask(peer, claim.outer_step)) for peer in others]
+            heard = [known for task in asked if (known := task.result()) is not None]
+            # With others there, one of them has to know the step: a donor alone could be anywhere.
+            if heard or not others:
+                break
+            await asyncio.sleep(ASK_AGAIN_S)
         agreeing = sum(other == claim for other in heard)
-        # With others there, one of them has to know the step: a donor alone could be anywhere.
-        if asked and 2 * agreeing <= len(heard):
+        if own is not None and own.tokens:
+            heard = [other for other in heard if other == claim or other.position >= claim.position]
+            if agreeing == len(heard):
+                return
+        if others and 2 * agreeing <= len(heard):
             reason = f"only {agreeing} of {len(heard)} others confirm its state of outer step {claim.outer_step}"
-            raise ProtocolViolation(donor, reason)
+            raise Refuted(donor, reason)
 
-    async def _ask(self, peer: str, outer_step: int) -> Claim | None:
+    async def ask(self, peer: str, outer_step: int) -> Claim | None:
+        """What a peer says that the state of an outer step is, None if it does not know or is gone."""
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 stream = await self._transport.open(peer, (), STATE_PROTOCOL)

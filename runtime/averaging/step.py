@@ -1,13 +1,13 @@
 """What one peer knows about the outer step that is being taken, and what follows from it without deciding anything."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peers.election import leadership_order
-from peers.messages import Role, Status
 from runtime.averaging.codec import BLOCK
 from runtime.averaging.events import ContributionReady
 from runtime.averaging.messages import Accepted, Commit, Descriptor, Ready
+from runtime.averaging.roster import Roster
 
 # Attempts double in length: nobody who can hear the others is so far ahead of them.
 MOST_AHEAD = 64
@@ -22,25 +22,29 @@ class Terms:
     n_elements: int
     codec: str
     quorum: int
+    on_partition: str = "fork"
+    """fork: whoever has a quorum goes on; stop: only who has more than half of the last committed group."""
 
 
 @dataclass
 class Step:
     """Times are loop time in seconds; shards and members are named by their index in ``descriptor``.
 
-    ``alive`` in its methods are the linked peers with their last status.
+    ``alive`` in its methods are the linked peers.
     """
 
     terms: Terms
     outer_step: int
     lineage: bytes
     state: bytes
+    tokens: int
     begun_at: float
     attempt_at: float
     attempt: int = 0
     own: ContributionReady | None = None
     readies: dict[str, Ready] = field(default_factory=dict)
-    first_ready_at: float | None = None
+    ready_since: dict[str, float] = field(default_factory=dict)
+    """When the first of each came."""
     stop_sent: bool = False
 
     descriptor: Descriptor | None = None
@@ -50,6 +54,8 @@ class Step:
     """(shard, reducer) to which this peer's share went."""
     arrived: dict[int, set[int]] = field(default_factory=dict)
     """Members whose share of a shard is here."""
+    half_arrived_at: dict[int, float] = field(default_factory=dict)
+    """When more than half of a shard's shares were here."""
     reduced: set[int] = field(default_factory=set)
     """Shards that this peer has reduced, as long as they are its own."""
     here: set[tuple[int, bytes]] = field(default_factory=set)
@@ -64,6 +70,10 @@ class Step:
     leading: Descriptor | None = None
     """The descriptor that this peer leads under, and what its voters have told that they hold."""
     told: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    """Shards that were taken from a living reducer for being slow: once an attempt is enough."""
+    others_spread_at: float | None = None
+    """When all shards but those of one reducer were held by more than half of the voters."""
 
     commit: Commit | None = None
     """Known and not applied: results are missing, or (``applying``) being applied."""
@@ -74,9 +84,21 @@ class Step:
     """Commits of which nobody alive has the results."""
     behind_since: float | None = None
     asks: int = 0
+    resyncing: bool = False
+    """Another history is being fetched to go on from: this one is not led any further."""
+    told_waiting: bool = False
+
+    @property
+    def position(self) -> tuple[int, int, bytes]:
+        """As of a ``Status``."""
+        return self.tokens, self.outer_step, self.lineage
+
+    @property
+    def first_ready_at(self) -> float | None:
+        return min(self.ready_since.values(), default=None)
 
     def forget_plan(self) -> None:
-        self.sent, self.arrived, self.reduced, self.here = set(), {}, set(), set()
+        self.sent, self.arrived, self.half_arrived_at, self.reduced, self.here = set(), {}, {}, set(), set()
         self.held, self.holder, self.fetching, self.accepted = {}, {}, set(), None
 
     def own_ready(self) -> Ready:
@@ -103,26 +125,43 @@ class Step:
             if ready.attempt == self.attempt and (peer == self.terms.peer or peer in alive)
         }
 
-    def expected(self, alive: Mapping[str, Status]) -> list[str]:
+    def expected(self, roster: Roster, now: float) -> list[str]:
         """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""
+        expected = [self.terms.peer]
+        for peer, status in roster.members():
+            # A heartbeat is half a second old: who was at an earlier step may be at this one by now.
+            here = status.outer_step < self.outer_step or status.lineage == self.lineage
+            moves = now < roster.still_at(peer) and not roster.on_fork(status)
+            if peer in self.readies or (here and moves):
+                expected.append(peer)
+        return sorted(expected)
 
-        def may_come(peer: str, status: Status) -> bool:
-            # A heartbeat is up to a second old: who was at an earlier step may be at this one by now.
-            earlier = status.outer_step < self.outer_step
-            here = (status.outer_step, status.lineage) == (self.outer_step, self.lineage)
-            return status.role == Role.MEMBER and (earlier or here or peer in self.readies)
+    def can_form(self, peers: Collection[str], roster: Roster) -> bool:
+        """Whether a group of these peers may commit this step."""
+        if self.terms.on_partition == "stop" and roster.group:
+            electorate = self.electorate(roster)
+            if 2 * len(electorate.intersection(peers)) <= len(electorate):
+                return False
+        return len(peers) >= self.terms.quorum
 
-        return sorted([self.terms.peer, *(peer for peer, status in alive.items() if may_come(peer, status))])
+    def electorate(self, roster: Roster) -> frozenset[str]:
+        """Of whom more than half decide where the manifest has it so: the last group, less those who left."""
+        return roster.group - roster.left
 
-    def elected(self, alive: Mapping[str, Status]) -> str:
+    def elected(self, roster: Roster, now: float) -> str:
         """Who leads this attempt by the hash order."""
-        return leadership_order(self.terms.run_id, self.outer_step, self.attempt, self.expected(alive))[0]
+        return leadership_order(self.terms.run_id, self.outer_step, self.attempt, self.expected(roster, now))[0]
 
-    def leader(self, alive: Mapping[str, Status]) -> str:
+    @property
+    def begun(self) -> bool:
+        """Whether a descriptor of this attempt is followed."""
+        return self.descriptor is not None and self.descriptor.attempt == self.attempt
+
+    def leader(self, roster: Roster, now: float) -> str:
         """Who leads this attempt in fact, if anyone has begun it."""
-        if self.descriptor is not None and self.descriptor.attempt == self.attempt:
+        if self.descriptor is not None and self.begun:
             return self.descriptor.leader
-        return self.elected(alive)
+        return self.elected(roster, now)
 
     def lost_majority(self, alive: Collection[str]) -> bool:
         """Whether what is followed cannot be committed any more by those who are left."""
@@ -130,7 +169,7 @@ class Step:
         if descriptor is None or descriptor.attempt != self.attempt:
             return False
         voters = [descriptor.peers[index] for index in descriptor.voters]
-        return 2 * sum(voter == self.terms.peer or voter in alive for voter in voters) <= len(voters)
+        return 2 * sum(voter == self.terms.peer or voter in alive for voter in voters) <= descriptor.electors
 
     @property
     def contributes(self) -> bool:

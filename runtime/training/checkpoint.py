@@ -16,7 +16,7 @@ from runtime.errors import ConfigError
 from runtime.training.model import digest
 
 STATE_FILE = "state.safetensors"
-FORMAT = "atoll-state-1"
+FORMAT = "atoll-state-2"
 
 
 @dataclass(frozen=True)
@@ -26,29 +26,35 @@ class TrainingState:
     outer_step: int
     lineage: bytes
     """The hash chain over all committed outer steps."""
+    tokens: int
+    """Committed by the lineage so far."""
+    group: tuple[str, ...]
+    """Peers whose contributions are in its last committed step."""
     anchor_P: Tensor
     """float32 on the CPU."""
     momentum_P: Tensor
     """Of the outer optimizer; float32 on the CPU."""
 
 
-def save_state(folder: Path, state: TrainingState) -> None:
-    """Write ``state.safetensors``, creating ``folder``: after a crash there is the old file or the new one, whole.
+def save_state(folder: Path, state: TrainingState, name: str = STATE_FILE) -> None:
+    """Write the file ``name``, creating ``folder``: after a crash there is the old file or the new one, whole.
 
     Raises: OSError if the disk does not take it; the old file stands then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{STATE_FILE}.{os.getpid()}"
+    temporary = folder / f".{name}.{os.getpid()}"
     metadata = {
         "format": FORMAT,
         "outer_step": str(state.outer_step),
         "lineage": state.lineage.hex(),
+        "tokens": str(state.tokens),
+        "group": " ".join(state.group),
         "digest": digest(state.anchor_P, state.momentum_P).hex(),
     }
     try:
         save_file({"anchor": state.anchor_P, "momentum": state.momentum_P}, temporary, metadata=metadata)
         _fsync(temporary)
-        temporary.replace(folder / STATE_FILE)
+        temporary.replace(folder / name)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     finally:
@@ -72,6 +78,8 @@ def load_state(folder: Path) -> TrainingState | None:
             state = TrainingState(
                 outer_step=int(metadata["outer_step"]),
                 lineage=bytes.fromhex(metadata["lineage"]),
+                tokens=int(metadata["tokens"]),
+                group=tuple(metadata["group"].split()),
                 anchor_P=stored.get_tensor("anchor"),
                 momentum_P=stored.get_tensor("momentum"),
             )

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 from lone_round import NOW, PEERS, assert_never_spins, kinds, order, plan_of, ready_of, says, seated
-from round_table import Table, sha, weight_of
+from round_table import ROOT, Table, sha, weight_of
 
 from peers.membership import Changed, Up
 from peers.messages import Role, Status
 from runtime.averaging import events
-from runtime.averaging.messages import Commit, Descriptor, Held, Ready
+from runtime.averaging.messages import Commit, Descriptor, Held, Past, Ready
 
 
 def test_the_second_descriptor_of_one_attempt_is_ignored() -> None:
@@ -126,15 +126,35 @@ def test_who_came_back_without_its_contribution_sends_none() -> None:
     assert events.SendContribution not in kinds(actions)
 
 
-def test_a_leader_of_another_lineage_is_not_waited_for() -> None:
-    others = PEERS[1:]
-    own = "peer-a"
-    machine = seated(own, [], ready=False)
-    for other in others:
-        machine.handle(Up(other, Status(Role.MEMBER, 0, sha("fork"), 0)), NOW)
-    machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW)
+def test_members_of_a_lighter_fork_are_told_and_not_waited_for() -> None:
+    machine = seated("peer-a", [], ready=False)
+    for other in PEERS[1:]:
+        told = machine.handle(Up(other, Status(Role.MEMBER, 0, bytes(32), 0)), NOW)
+        assert events.Send(other, Past(0, ROOT)) in told
+    machine.handle(events.ContributionReady(0, weight_of("peer-a"), 2.0), NOW)
     machine.handle(events.Tick(), NOW + 10.0)
     assert machine.descriptor is not None
+
+
+def test_a_heavier_fork_is_gone_over_to_at_once_and_nothing_is_begun_before() -> None:
+    machine = seated("peer-a", [], ready=False)
+    actions = machine.handle(Up("peer-b", Status(Role.MEMBER, 0, sha("fork"), 0, tokens=1)), NOW)
+    assert kinds(actions) == {events.Report, events.Resync}
+    machine.handle(events.ContributionReady(0, weight_of("peer-a"), 2.0), NOW)
+    machine.handle(events.Tick(), NOW + 10.0)
+    assert machine.descriptor is None
+    machine.handle(events.SyncFailed("peer-b", refuted=True), NOW + 11.0)
+    machine.handle(events.Tick(), NOW + 20.0)
+    assert machine.descriptor is not None
+
+
+def test_a_commit_of_another_history_or_none_at_all_from_further_on_ends_in_its_state() -> None:
+    for past, reports in ((sha("fork"), 1), (b"", 0), (ROOT, 0)):
+        machine = seated("peer-a", ["peer-b"])
+        machine.handle(Changed("peer-b", Status(Role.MEMBER, 9, sha(9), 0, tokens=900)), NOW)
+        actions = says(machine, "peer-b", Past(0, past))
+        assert [type(action) for action in actions] == [events.Report] * reports + [events.Resync]
+        assert says(machine, "peer-b", Past(0, past)) == []
 
 
 def test_a_peer_whose_heartbeat_is_two_steps_old_is_still_waited_for() -> None:

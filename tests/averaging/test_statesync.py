@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from runtime.averaging.statesync import Claim, State, StateSync
 N = 600_000
 ANCHOR_P, MOMENTUM_P = torch.arange(N, dtype=torch.float32), torch.ones(N)
 DIGEST = hashlib.sha256(ANCHOR_P.numpy().tobytes() + MOMENTUM_P.numpy().tobytes()).digest()
-CLAIM = Claim(7, b"l" * 32, DIGEST)
+CLAIM = Claim(7, b"l" * 32, DIGEST, 700, ("bob", "cat"))
 
 
-def download(donor_says: Claim, witnesses: dict[str, dict[int, Claim]]) -> State:
+def download(donor_says: Claim, witnesses: dict[str, dict[int, Claim]], own: Claim | None = None) -> State:
     """What a joiner gets from a donor with ANCHOR_P and MOMENTUM_P, beside these witnesses."""
 
     async def main() -> State:
@@ -31,7 +32,7 @@ def download(donor_says: Claim, witnesses: dict[str, dict[int, Claim]]) -> State
         for peer, claims in witnesses.items():
             await serve(peer, False, claims)
         joiner = await serve("joiner", False, {})
-        return await joiner.download("donor", ["donor", *witnesses], lambda done, total: None)
+        return await joiner.download("donor", ["donor", *witnesses], own, lambda done, total: None)
 
     return asyncio.run(main())
 
@@ -49,17 +50,17 @@ def test_the_only_member_is_believed() -> None:
 
 def test_a_state_that_does_not_match_its_claim_is_refused() -> None:
     with pytest.raises(ProtocolViolation, match="not the one it claims"):
-        download(Claim(7, b"l" * 32, bytes(32)), {})
+        download(replace(CLAIM, state=bytes(32)), {})
 
 
 def test_a_donor_that_stands_alone_is_refused() -> None:
-    other = Claim(7, b"x" * 32, DIGEST)
+    other = replace(CLAIM, lineage=b"x" * 32)
     with pytest.raises(ProtocolViolation, match="confirm"):
         download(CLAIM, {"bob": {7: other}, "cat": {7: CLAIM}})
 
 
 def test_a_donor_at_a_step_that_no_member_knows_of_is_refused() -> None:
     # It may say that it is a thousand steps ahead: nobody can contradict, and nobody confirms it.
-    known = {6: Claim(6, b"k" * 32, bytes(32)), 7: Claim(7, b"l" * 32, bytes(32))}
+    known = {6: replace(CLAIM, outer_step=6, lineage=b"k" * 32), 7: replace(CLAIM, state=bytes(32))}
     with pytest.raises(ProtocolViolation, match="confirm"):
-        download(Claim(1007, b"l" * 32, DIGEST), {"bob": known, "cat": known, "dan": known})
+        download(replace(CLAIM, outer_step=1007), {"bob": known, "cat": known, "dan": known})

@@ -6,15 +6,18 @@ from hypothesis import strategies as st
 
 from peers.identity import Identity
 from peers.membership import (
+    DOUBT_S,
+    HEARTBEAT_S,
     MOST_KNOWN,
     RETRY_FIRST_S,
     RETRY_MOST_S,
-    SILENCE_S,
+    SILENCE_LEAST_S,
     Action,
     Changed,
     Dial,
     DialFailed,
     Dialled,
+    Doubted,
     Down,
     Drop,
     Ended,
@@ -24,6 +27,7 @@ from peers.membership import (
     Heard,
     Known,
     Membership,
+    Slept,
     Tick,
     Up,
 )
@@ -102,11 +106,35 @@ def test_the_end_of_one_stream_is_death_now_and_closes_nothing_that_is_still_ope
 
 def test_silence_is_death_and_any_message_ends_it() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
-    machine.handle(Heard("bob", None), T + 3.0)
-    assert machine.handle(Tick(), T + SILENCE_S + 1) == []
-    down, drop = machine.handle(Tick(), T + 3.0 + SILENCE_S)
+    machine.handle(Heard("bob", None), T + 0.6)
+    assert machine.handle(Tick(), T + SILENCE_LEAST_S) == []
+    down, drop = machine.handle(Tick(), T + 0.6 + SILENCE_LEAST_S)
     assert isinstance(down, Down)
     assert drop == Drop("bob")
+
+
+def test_a_link_that_was_slow_is_given_more_time_and_forgets_it_again() -> None:
+    machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
+    machine.handle(Heard("bob", None), now := T + 1.5)
+    assert machine.handle(Tick(), now + SILENCE_LEAST_S) == []
+    for _ in range(200):
+        machine.handle(Heard("bob", None), now := now + HEARTBEAT_S)
+    assert isinstance(machine.handle(Tick(), now + SILENCE_LEAST_S)[0], Down)
+
+
+def test_what_another_has_lost_has_two_heartbeats_to_show_that_it_lives() -> None:
+    for heard, down in ((True, False), (False, True)):
+        machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS), Doubted("bob"), Doubted("cat"))
+        if heard:
+            machine.handle(Heard("bob", None), T + 0.5)
+        assert bool(machine.handle(Tick(), T + DOUBT_S)) is down
+
+
+def test_what_a_peer_did_not_hear_in_its_sleep_is_nobodys_silence() -> None:
+    machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS))
+    machine.handle(Slept(60.0), T + 60.0)
+    assert machine.handle(Tick(), T + 60.0 + SILENCE_LEAST_S - 0.1) == []
+    assert isinstance(machine.handle(Tick(), T + 60.0 + SILENCE_LEAST_S)[0], Down)
 
 
 def test_a_goodbye_is_death_now_and_is_not_dialled_again_soon() -> None:
@@ -136,8 +164,8 @@ def test_a_peer_that_cannot_be_dialled_is_tried_ever_more_rarely() -> None:
 
 def test_a_peer_that_takes_our_stream_and_never_greets_is_dropped() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"))
-    assert machine.handle(Tick(), T + SILENCE_S) == [Drop("bob")]
-    assert machine.handle(Tick(), T + SILENCE_S + RETRY_FIRST_S) == [Dial("bob", HERE)]
+    assert machine.handle(Tick(), T + SILENCE_LEAST_S) == [Drop("bob")]
+    assert machine.handle(Tick(), T + SILENCE_LEAST_S + RETRY_FIRST_S) == [Dial("bob", HERE)]
 
 
 def test_a_peer_that_ends_while_it_is_dialled_is_dialled_again() -> None:
@@ -151,8 +179,8 @@ def test_a_peer_that_ends_while_it_is_dialled_is_dialled_again() -> None:
 
 def test_a_peer_that_falls_silent_while_it_is_dialled_is_dialled_again() -> None:
     machine, _ = fed(Known("bob", HERE), Heard("bob", STATUS))
-    assert machine.handle(Tick(), T + SILENCE_S) == [Drop("bob")]
-    assert machine.handle(Tick(), T + SILENCE_S + RETRY_MOST_S) == [Dial("bob", HERE)]
+    assert machine.handle(Tick(), T + SILENCE_LEAST_S) == [Drop("bob")]
+    assert machine.handle(Tick(), T + SILENCE_LEAST_S + RETRY_MOST_S) == [Dial("bob", HERE)]
 
 
 def test_heartbeats_of_a_peer_that_cannot_be_dialled_do_not_outrun_the_backoff() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from peers.errors import ProtocolViolation
 from peers.identity import Identity
-from peers.messages import CONTROL, RECORD, Goodbye, Heartbeat, Hello, MemberRecord, Status
+from peers.messages import CONTROL, RECORD, Goodbye, Heartbeat, Hello, Lost, MemberRecord, Status
 from peers.wire import MAX_INT, Codec, Length, seal, unseal
 from runtime.averaging import statesync, transfer
 from runtime.averaging.messages import (
@@ -21,13 +21,14 @@ from runtime.averaging.messages import (
     Committed,
     Descriptor,
     Held,
+    Past,
     Ready,
 )
 
 CODECS: list[tuple[Codec, type]] = [
-    *((CONTROL, kind) for kind in (Hello, Heartbeat, Goodbye)),
+    *((CONTROL, kind) for kind in (Hello, Heartbeat, Lost, Goodbye)),
     (RECORD, MemberRecord),
-    *((ROUND, kind) for kind in (Ready, Begin, Held, Committed, CommitRequest)),
+    *((ROUND, kind) for kind in (Ready, Begin, Held, Committed, CommitRequest, Past)),
     *((SIGNED, kind) for kind in (Descriptor, Commit)),
     (transfer.HEADER, transfer.Push),
     *((statesync.STATE, kind) for kind in (statesync.ClaimRequest, statesync.StateRequest, statesync.Claim)),
@@ -137,10 +138,11 @@ def _example(kind: type) -> Any:
     hint = get_type_hints(Descriptor, include_extras=True)["members"]
     member = get_args(get_args(hint)[0])[0](*entry)
     status = Status(1, 2, digest, 3)
-    descriptor = Descriptor(run, 0, digest, digest, 0, 0, "peer", (member,), (0, 9), "int8", (0,), (b"",), (0,))
+    descriptor = Descriptor(run, 0, digest, digest, 0, 0, "peer", (member,), (0, 9), "int8", (0,), (b"",), (0,), 1)
     return {
         Hello: Hello(1, run, ("/ip4/1.2.3.4",), status),
         Heartbeat: Heartbeat(status),
+        Lost: Lost("peer"),
         Goodbye: Goodbye("tired"),
         MemberRecord: MemberRecord(run, ("/ip4/1.2.3.4",), 2.5, False),
         Ready: Ready(0, 0, digest, digest, 5, None, descriptor, None),
@@ -148,12 +150,13 @@ def _example(kind: type) -> Any:
         Held: Held(0, 0, 0, 0, digest),
         Committed: Committed(b"sealed"),
         CommitRequest: CommitRequest(0),
+        Past: Past(0, b""),
         Descriptor: descriptor,
         Commit: Commit(descriptor, (digest,)),
         transfer.Push: transfer.Push(0, digest, 0, 10),
         statesync.ClaimRequest: statesync.ClaimRequest(4),
         statesync.StateRequest: statesync.StateRequest(),
-        statesync.Claim: statesync.Claim(4, digest, digest),
+        statesync.Claim: statesync.Claim(4, digest, digest, 9, ("peer",)),
     }[kind]
 
 

@@ -12,7 +12,7 @@ from runtime.training.checkpoint import STATE_FILE, TrainingState, load_state, s
 def a_state(outer_step: int = 3) -> TrainingState:
     generator = torch.Generator().manual_seed(outer_step)
     anchor_P, momentum_P = torch.randn(2, 1000, generator=generator)
-    return TrainingState(outer_step, bytes(range(32)), anchor_P, momentum_P)
+    return TrainingState(outer_step, bytes(range(32)), 7000, ("bob", "cat"), anchor_P, momentum_P)
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:

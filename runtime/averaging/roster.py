@@ -1,0 +1,114 @@
+"""Who of the run is there, as one peer sees it: who lives, who is lost, who stands still, who is ahead or on a fork."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from peers.messages import Role, Status
+
+# How long a leader waits for a lost peer to be dialled again; a killed one refuses at once and costs nothing.
+REDIAL_S = 1.0
+# So long where most of the last group are lost at a stroke: this peer is then more likely the one that was cut off.
+REDIAL_MOST_S = 5.0
+# A peer in an inner phase whose progress stands still for ten of its inner steps, and not less than this, hangs.
+STILL_STEPS, STILL_LEAST_S = 10, 3.0
+# Before an inner step of it was seen: the first may read data and compile.
+FIRST_INNER_STEP_S = 3.0
+KEPT_LINEAGES = 4096
+
+
+@dataclass
+class _Motion:
+    progress: int
+    at: float
+    inner_step_s: float = FIRST_INNER_STEP_S
+
+
+@dataclass
+class Roster:
+    """Times are loop time in seconds, peers are ids; this peer itself is in none of the collections."""
+
+    peer: str
+    alive: dict[str, Status] = field(default_factory=dict)
+    """The linked peers with their last status."""
+    lost: dict[str, float] = field(default_factory=dict)
+    """Peers whose link has just ended without a goodbye, and when they stop being waited for."""
+    left: set[str] = field(default_factory=set)
+    """Peers that said goodbye."""
+    lineages: dict[int, bytes] = field(default_factory=dict)
+    """This peer's own history, by outer step."""
+    refuted: dict[str, bytes] = field(default_factory=dict)
+    """Peers whose claim to this lineage nobody confirmed."""
+    group: frozenset[str] = frozenset()
+    """Whose contributions are in the last committed step, this peer included where it is one."""
+    tokens: dict[str, int] = field(default_factory=dict)
+    """What each contributed last."""
+    _motions: dict[str, _Motion] = field(default_factory=dict)
+
+    def step_begun(self, outer_step: int, lineage: bytes, group: frozenset[str], now: float) -> None:
+        self.lineages = {step: known for step, known in self.lineages.items() if step < outer_step}
+        self.lineages[outer_step] = lineage
+        self.lineages.pop(outer_step - KEPT_LINEAGES, None)
+        self.group = group
+        for motion in self._motions.values():
+            motion.at = now
+
+    def saw(self, peer: str, status: Status, now: float) -> bool:
+        """Take in a status; whether the peer has just become a member that can be spoken to."""
+        known = self.alive.get(peer)
+        self.alive[peer] = status
+        self.lost.pop(peer, None)
+        self.left.discard(peer)
+        motion = self._motions.setdefault(peer, _Motion(status.progress, now))
+        if known is None:
+            motion.progress, motion.at = status.progress, now
+        elif status.progress != motion.progress:
+            if status.outer_step == known.outer_step and status.progress > motion.progress:
+                taken_s = (now - motion.at) / (status.progress - motion.progress)
+                motion.inner_step_s = 0.5 * (min(motion.inner_step_s, 2 * taken_s) + taken_s)
+            motion.progress, motion.at = status.progress, now
+        return status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
+
+    def down(self, peer: str, left: bool, now: float) -> None:
+        self.alive.pop(peer, None)
+        self.refuted.pop(peer, None)
+        if left:
+            self.left.add(peer)
+        else:
+            self.lost[peer] = now
+
+    def slept(self, seconds: float) -> None:
+        """Nobody's training stood still because this peer did."""
+        for motion in self._motions.values():
+            motion.at += seconds
+
+    def lost_until(self, now: float) -> float | None:
+        """Until when somebody may still be dialled back; to begin without a peer whose link hiccuped forks the run."""
+        here = len(self.group & {self.peer, *self.alive})
+        gone = len(self.group & self.lost.keys())
+        wait_s = REDIAL_MOST_S if here < gone else REDIAL_S
+        until = max((at + wait_s for at in self.lost.values()), default=now)
+        return until if until > now else None
+
+    def members(self) -> Iterator[tuple[str, Status]]:
+        """Linked peers with a state of the run that can be believed, sorted."""
+        for peer, status in sorted(self.alive.items()):
+            if status.role == Role.MEMBER and self.refuted.get(peer) != status.lineage:
+                yield peer, status
+
+    def on_fork(self, status: Status) -> bool:
+        """Whether the status is of another history than this peer's, as far as the two can be compared."""
+        known = self.lineages.get(status.outer_step)
+        return known is not None and known != status.lineage
+
+    def ahead(self, position: tuple[int, int, bytes]) -> list[str]:
+        """Members that this peer, at ``position``, has to go over to, the furthest first."""
+        further = [(status.position, peer) for peer, status in self.members() if status.position > position]
+        return [peer for _, peer in sorted(further, reverse=True)]
+
+    def still_at(self, peer: str) -> float:
+        """When a peer that is in its inner phase and does not move is given up."""
+        motion = self._motions[peer]
+        return motion.at + max(STILL_LEAST_S, STILL_STEPS * motion.inner_step_s)
+
+    def inner_step_s(self, peer: str) -> float:
+        return self._motions[peer].inner_step_s if peer in self._motions else 0.0
