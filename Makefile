@@ -6,7 +6,10 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+SEEDS ?= 300
+FIRST ?= 0
+
+.PHONY: help demo test sim lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +19,9 @@ demo: $(STAMP) ## A swarm on this machine, one peer killed, one late (more optio
 
 test: $(STAMP) ## Run the tests (a part of them: make test ARGS="tests/test_cli.py -k init")
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+sim: $(STAMP) ## Run simulated swarms under many seeds (more of them: make sim SEEDS=20000 FIRST=300)
+	@PYTHONPATH=. $(BIN)/python tests/seeds.py --seeds $(SEEDS) --first $(FIRST)
 
 lint: $(STAMP) ## Check style, formatting and types
 	@$(BIN)/ruff check .

@@ -1,9 +1,11 @@
-"""Streams between peers of one process, for tests: delays, cuts, partitions and crashes on whatever clock the loop has.
+"""Streams between peers of one process, for tests: delays, slow links, cuts, partitions and crashes on any clock.
 
-Everything random comes from the ``random.Random`` given, so a seed on a virtual clock replays exactly.
+Everything random comes from the ``random.Random`` given, so a seed on a virtual clock replays exactly. What is on its
+way belongs to the network: it arrives whatever has become of its sender.
 """
 
 import asyncio
+import contextvars
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +15,8 @@ from peers.transport import Frame, StreamHandler
 
 # Like a socket's buffer: a sender waits when this much is on its way.
 WINDOW_BYTES = 1 << 20
+# As TCP and dials do it: sent again so often, and given up after so long.
+RETRY_S, DIAL_TIMEOUT_S, GIVE_UP_S = 0.2, 4.0, 20.0
 
 
 class MemoryStream:
@@ -25,6 +29,7 @@ class MemoryStream:
         self._changed = asyncio.Event()
         self._in_flight_bytes = 0
         self._arrives_at = 0.0
+        self._stuck_since: float | None = None
         self._closed = False
         self._ended: str | None = None
 
@@ -40,7 +45,7 @@ class MemoryStream:
         if self._gone:
             raise StreamClosed(self._peer, self._ended or "closed by us")
         self._in_flight_bytes += len(frame)
-        self._later(self._network.delay_s(self._own, self._peer, len(frame)), lambda: self._deliver(frame))
+        self._later(self._network.passage_s(self._own, self._peer, len(frame)), lambda: self._deliver(frame))
 
     async def receive(self, max_bytes: int) -> bytes:
         while not self._frames:
@@ -68,13 +73,21 @@ class MemoryStream:
         loop = asyncio.get_running_loop()
         # A microsecond apart: the loop's timers keep no order among equals.
         self._arrives_at = max(self._arrives_at + 1e-6, loop.time() + delay_s)
-        loop.call_at(self._arrives_at, call)
+        loop.call_at(self._arrives_at, call, context=self._network.context)
 
     def _deliver(self, frame: bytes) -> None:
+        if self._ended == "connection lost":
+            return
         if self._network.severed(self._own, self._peer):
             # A partition loses nothing for good: TCP sends again until it heals or an end gives up.
-            self._network.loop.call_later(self._network.retry_s, lambda: self._deliver(frame))
+            now = self._network.loop.time()
+            self._stuck_since = now if self._stuck_since is None else self._stuck_since
+            if now - self._stuck_since > GIVE_UP_S:
+                self.cut()
+            else:
+                self._network.loop.call_later(RETRY_S, lambda: self._deliver(frame))
             return
+        self._stuck_since = None
         self._in_flight_bytes -= len(frame)
         self._changed.set()
         if not self._other._gone:
@@ -93,7 +106,7 @@ class MemoryStream:
 
     def _remote_end(self, reason: str) -> None:
         if self._network.severed(self._own, self._peer):
-            self._network.loop.call_later(self._network.retry_s, lambda: self._remote_end(reason))
+            self._network.loop.call_later(RETRY_S, lambda: self._remote_end(reason))
         elif not self._gone:
             self._ended = reason
             self._network.forget(self)
@@ -105,7 +118,12 @@ class MemoryNetwork:
 
     def __init__(self, rng: random.Random, least_delay_s: float = 0.001, most_delay_s: float = 0.01) -> None:
         self.loop = asyncio.get_running_loop()
-        self.retry_s = 0.2
+        self.context = contextvars.copy_context()
+        self.isolated: set[str] = set()
+        """Peers whose link is down: nothing passes, and nobody is told."""
+        self.bytes_per_s: dict[str, float] = {}
+        """Rate of a peer's link, each way; of others it has no bound."""
+        self._busy_until: dict[tuple[str, str], float] = {}
         self._rng, self._least_delay_s, self._most_delay_s = rng, least_delay_s, most_delay_s
         self._transports: dict[str, MemoryTransport] = {}
         self._streams: list[MemoryStream] = []
@@ -126,6 +144,15 @@ class MemoryNetwork:
     def delay_s(self, sender: str, receiver: str, n_bytes: int) -> float:
         return 0.0 if sender == receiver else self._rng.uniform(self._least_delay_s, self._most_delay_s)
 
+    def passage_s(self, sender: str, receiver: str, n_bytes: int) -> float:
+        """Until a frame that is sent now has arrived: behind all others on either end's link."""
+        at = now = self.loop.time()
+        delay_s = self.delay_s(sender, receiver, n_bytes)
+        for link, way in ((sender, "up"), (receiver, "down")):
+            if rate := self.bytes_per_s.get(link):
+                at = self._busy_until[link, way] = max(at, self._busy_until.get((link, way), 0.0)) + n_bytes / rate
+        return at - now + delay_s
+
     def partition(self, *sides: Sequence[str]) -> None:
         """Let frames and dials pass within a side only; peers on no side are together on one more."""
         self._sides = {peer: index + 1 for index, side in enumerate(sides) for peer in side}
@@ -133,8 +160,13 @@ class MemoryNetwork:
     def heal(self) -> None:
         self._sides = {}
 
+    @property
+    def is_partitioned(self) -> bool:
+        return bool(self._sides)
+
     def severed(self, one: str, other: str) -> bool:
-        return self._sides.get(one, 0) != self._sides.get(other, 0)
+        apart = self._sides.get(one, 0) != self._sides.get(other, 0)
+        return one != other and (apart or one in self.isolated or other in self.isolated)
 
     def cut(self, one: str, other: str) -> None:
         """Break every connection between two peers, once."""
@@ -155,9 +187,14 @@ class MemoryNetwork:
 
     async def connect(self, own: str, peer: str, protocol: str) -> MemoryStream:
         await asyncio.sleep(self.delay_s(own, peer, 0))
+        until = self.loop.time() + DIAL_TIMEOUT_S
+        while self.severed(own, peer):
+            if self.loop.time() >= until:
+                raise Unreachable(peer, f"no answer in {DIAL_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(RETRY_S)
         other = self._transports.get(peer)
         handler = other.handlers.get(protocol) if other else None
-        if other is None or handler is None or self.severed(own, peer):
+        if other is None or handler is None or own not in self._transports:
             raise Unreachable(peer, "no such peer")
         ours, theirs = MemoryStream(self, own, peer), MemoryStream(self, peer, own)
         ours._other, theirs._other = theirs, ours
@@ -171,6 +208,8 @@ class MemoryTransport:
         self.handlers: dict[str, StreamHandler] = {}
         self._network, self._peer = network, peer
         self._tasks: set[asyncio.Task[None]] = set()
+        # What a peer serves runs as its own code, not as that of whoever dialled.
+        self._context = contextvars.copy_context()
 
     @property
     def peer(self) -> str:
@@ -192,7 +231,7 @@ class MemoryTransport:
             finally:
                 stream.close()
 
-        task = asyncio.get_running_loop().create_task(serve())
+        task = asyncio.get_running_loop().create_task(serve(), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

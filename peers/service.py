@@ -128,6 +128,7 @@ class Mesh:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._addresses: Addresses = ()
+        self._records: dict[str, bytes] = {}
         self._over = False
 
     def members(self) -> dict[str, Status]:
@@ -190,7 +191,11 @@ class Mesh:
 
     async def _keep_looking(self) -> None:
         while True:
-            for known in read_records(await self._discovery.get(self._key), self._run_id, self._unix_time()):
+            found = await self._discovery.get(self._key)
+            # A record is signed anew each time that it is announced: an old one has been read.
+            news = {peer: value for peer, value in found.items() if self._records.get(peer) != value}
+            self._records = found
+            for known in read_records(news, self._run_id, self._unix_time()):
                 self._handle(known)
             # Until somebody is found this is all that there is to do.
             await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
@@ -200,8 +205,8 @@ class Mesh:
         while True:
             self._wake.clear()
             deadline = self._machine.next_deadline()
-            look_up_at = loop.time() + LOOK_UP_EVERY_S
-            wake_at = look_up_at if deadline is None else min(deadline, look_up_at)
+            now = loop.time()
+            wake_at = now + LOOK_UP_EVERY_S if deadline is None else max(now, min(deadline, now + LOOK_UP_EVERY_S))
             try:
                 async with asyncio.timeout_at(wake_at):
                     await self._wake.wait()

@@ -117,8 +117,8 @@ class Averager:
                 while not (self.finished and self.established):
                     await self._next_event(None)
                 until = loop.time() + LINGER_S
-                while loop.time() < until and self._others_behind():
-                    await self._next_event(until)
+                while (loop.time() < until or self._sync.serving) and self._others_behind():
+                    await self._next_event(max(until, loop.time() + 1.0))
             finally:
                 for task in (*always, *self._background):
                     task.cancel()
@@ -166,7 +166,7 @@ class Averager:
             case events.ForwardCommit(to, outer_step):
                 pending = self.machine.pending_commit
                 if pending is not None and pending.descriptor.outer_step == outer_step:
-                    sealed: bytes | None = self._seals.sealed(pending)
+                    sealed = self._seals.sealed(pending)
                 else:
                     sealed = self._results.sealed_commit(outer_step)
                 known = self._claims.get(outer_step)
@@ -210,8 +210,8 @@ class Averager:
             for shard in range(descriptor.n_shards)
             if me is None or me not in contributors[shard]
         ]
-        self._results.keep(commit, self._seals.sealed(commit))
-        self._seals.forget_step()
+        if (sealed := self._seals.sealed(commit)) is not None:
+            self._results.keep(commit, sealed)
         trainer.apply_outer_step(mean_P, missed)
         self.lineage = next_lineage(
             self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
@@ -424,7 +424,6 @@ class Averager:
                     kept=kept,
                 )
         self._results.forget_step()
-        self._seals.forget_step()
         begun = self._step_begun(loaded=True)
         self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
         return begun
@@ -436,5 +435,4 @@ class Averager:
         return State(trainer.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
 
     def _others_behind(self) -> bool:
-        members = self._mesh.members().values()
-        return any(status.role == Role.MEMBER and status.outer_step < self._last_outer_step for status in members)
+        return any(status.outer_step < self._last_outer_step for status in self._mesh.members().values())

@@ -34,7 +34,9 @@ class Leader:
             return None
         if (lost_until := self._roster.lost_until(now)) is not None:
             return lost_until
-        return self.begin_by(step, now) if not self._unheard(step, now) else None
+        if step.undecidable == step.ready_now(self._roster.alive).keys() or self._unheard(step, now):
+            return None
+        return self.begin_by(step, now)
 
     def begin(self, step: Step, now: float) -> Descriptor | None:
         """The descriptor of this attempt, once those who are waited for are ready or have had their time."""
@@ -56,7 +58,10 @@ class Leader:
             terms.quorum,
             step.electorate(self._roster) if majority else (),
         )
-        return descriptor if plan.decidable(descriptor) else None
+        if plan.decidable(descriptor):
+            return descriptor
+        step.undecidable = frozenset(ready)
+        return None
 
     def begin_by(self, step: Step, now: float) -> float:
         """When the leader stops waiting for who is not ready."""
@@ -93,8 +98,8 @@ class Leader:
             step.others_spread_at = now
         elif now >= (self.replace_at(step, now) or now):
             reducer = step.leading.peers[step.leading.reducers[slow]]
+            step.moved.add(slow)
             if len(here.intersection(step.leading.peers)) > 2:
-                step.moved.add(slow)
                 here.discard(reducer)
         return plan.reassigned_descriptor(step.leading, here, step.told)
 

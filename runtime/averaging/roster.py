@@ -1,6 +1,5 @@
 """Who of the run is there, as one peer sees it: who lives, who is lost, who stands still, who is ahead or on a fork."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peers.messages import Role, Status
@@ -42,6 +41,7 @@ class Roster:
     """Whose contributions are in the last committed step, this peer included where it is one."""
     tokens: dict[str, int] = field(default_factory=dict)
     """What each contributed last."""
+    _members: list[tuple[str, Status]] | None = None
     _motions: dict[str, _Motion] = field(default_factory=dict)
 
     def step_begun(self, outer_step: int, lineage: bytes, group: frozenset[str], now: float) -> None:
@@ -54,7 +54,7 @@ class Roster:
 
     def saw(self, peer: str, status: Status, now: float) -> bool:
         """Take in a status; whether the peer has just become a member that can be spoken to."""
-        known = self.alive.get(peer)
+        known, self._members = self.alive.get(peer), None
         self.alive[peer] = status
         self.lost.pop(peer, None)
         self.left.discard(peer)
@@ -69,12 +69,19 @@ class Roster:
         return status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
 
     def down(self, peer: str, left: bool, now: float) -> None:
+        self._members = None
         self.alive.pop(peer, None)
         self.refuted.pop(peer, None)
         if left:
             self.left.add(peer)
         else:
             self.lost[peer] = now
+
+    def refute(self, peer: str) -> None:
+        """Nobody confirms what this peer says of itself: until it says something else it does not count."""
+        self._members = None
+        if peer in self.alive:
+            self.refuted[peer] = self.alive[peer].lineage
 
     def slept(self, seconds: float) -> None:
         """Nobody's training stood still because this peer did."""
@@ -89,11 +96,15 @@ class Roster:
         until = max((at + wait_s for at in self.lost.values()), default=now)
         return until if until > now else None
 
-    def members(self) -> Iterator[tuple[str, Status]]:
+    def members(self) -> list[tuple[str, Status]]:
         """Linked peers with a state of the run that can be believed, sorted."""
-        for peer, status in sorted(self.alive.items()):
-            if status.role == Role.MEMBER and self.refuted.get(peer) != status.lineage:
-                yield peer, status
+        if self._members is None:
+            self._members = [
+                (peer, status)
+                for peer, status in sorted(self.alive.items())
+                if status.role == Role.MEMBER and self.refuted.get(peer) != status.lineage
+            ]
+        return self._members
 
     def on_fork(self, status: Status) -> bool:
         """Whether the status is of another history than this peer's, as far as the two can be compared."""

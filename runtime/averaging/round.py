@@ -72,6 +72,11 @@ class Round:
         return self._step.descriptor if self._step else None
 
     @property
+    def leads(self) -> bool:
+        """Whether this peer has begun the round that is under way."""
+        return self._step is not None and self._step.leading is not None
+
+    @property
     def pending_commit(self) -> Commit | None:
         """The commit of this step, if it is known and not applied yet."""
         return self._step.commit if self._step else None
@@ -534,8 +539,8 @@ class Round:
         return [Resync(reason)]
 
     def _on_sync_failed(self, step: Step, peer: str, refuted: bool, now: float) -> list[Action]:
-        if refuted and peer in self._alive:
-            self.roster.refuted[peer] = self._alive[peer].lineage
+        if refuted:
+            self.roster.refute(peer)
         step.resyncing, step.behind_since, step.asks = False, None, 0
         self._notice_behind(step, now)
         return self._lead(step, now)

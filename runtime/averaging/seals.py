@@ -17,12 +17,12 @@ from runtime.averaging.messages import (
     Descriptor,
 )
 
-# One commit a step is the rule; a peer that sends others is not to fill the memory.
+# One commit a step is the rule; a peer that sends others only pushes out the oldest.
 MOST_COMMITS = 64
 
 
 class Seals:
-    """Seals and opens, and remembers the seals of this outer step's commits for those who will need them."""
+    """Seals and opens, and remembers the seals of the last commits for those who will need them."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
@@ -48,13 +48,11 @@ class Seals:
         if signer != leader or isinstance(signed, Descriptor) != isinstance(message, Begin):
             raise ProtocolViolation(sender, f"a {context} that its leader did not sign")
         if isinstance(signed, Commit):
-            if signed not in self._commits and len(self._commits) >= MOST_COMMITS:
-                raise ProtocolViolation(sender, f"more than {MOST_COMMITS} different commits in one outer step")
             self._commits.setdefault(signed, message.sealed)
+            while len(self._commits) > MOST_COMMITS:
+                del self._commits[next(iter(self._commits))]
         return signed
 
-    def sealed(self, commit: Commit) -> bytes:
-        return self._commits[commit]
-
-    def forget_step(self) -> None:
-        self._commits.clear()
+    def sealed(self, commit: Commit) -> bytes | None:
+        """As its leader has sealed it, None if too many have come since."""
+        return self._commits.get(commit)

@@ -94,6 +94,8 @@ class StateSync:
         strike: Callable[[str, str], None],
     ) -> None:
         self.bytes_sent = 0
+        self.serving = 0
+        """Downloads of this peer's state that are under way."""
         self.bytes_received = 0
         self._transport, self._n_elements = transport, n_elements
         self._snapshot, self._claims, self._strike = snapshot, claims, strike
@@ -189,14 +191,19 @@ class StateSync:
                     return
                 claim, anchor_P, momentum_P = snapshot
                 await stream.send(STATE.encode(claim))
-                for vector_P in (anchor_P, momentum_P):
-                    # In the receiver's pieces, so that a chunk never spans two of them.
-                    view = vector_P.numpy().data.cast("B")
-                    for start in range(0, len(view), 1 << 20):
-                        self.bytes_sent += await send_bytes(stream, view[start : start + (1 << 20)])
+                self.serving += 1
+                try:
+                    for vector_P in (anchor_P, momentum_P):
+                        # In the receiver's pieces, so that a chunk never spans two of them.
+                        view = vector_P.numpy().data.cast("B")
+                        for start in range(0, len(view), 1 << 20):
+                            self.bytes_sent += await send_bytes(stream, view[start : start + (1 << 20)])
+                finally:
+                    self.serving -= 1
             else:
                 raise ProtocolViolation(stream.peer, "a request was due")
-            await stream.receive(1)
+            if isinstance(request, ClaimRequest):
+                await stream.receive(1)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except StreamClosed:

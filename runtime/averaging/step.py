@@ -87,6 +87,8 @@ class Step:
     resyncing: bool = False
     """Another history is being fetched to go on from: this one is not led any further."""
     told_waiting: bool = False
+    undecidable: frozenset[str] | None = None
+    """Those that were ready when they were too few to decide: others have to come."""
 
     @property
     def position(self) -> tuple[int, int, bytes]:

@@ -1,11 +1,15 @@
 """Bulk between peers: a stream for each share, result or piece, cut into chunks, its length known before it is read.
 
+Chunks are acknowledged, and what is under way unacknowledged is kept to what the path carries in ``QUEUE_S``: the
+control messages, which share the link with the bulk, then never wait behind more than that.
+
 ``PUSH``: a member sends its share of a shard to the reducer, the reducer its result to the members. ``PIECE``: a result
 is fetched from whoever holds it, by its digest and by nothing else.
 """
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,8 +20,11 @@ from peers.wire import Codec, Digest
 
 PUSH_PROTOCOL = "atoll-push-1"
 PIECE_PROTOCOL = "atoll-piece-1"
-# 256 KiB: five in flight fill a 50 Mbit/s link at 200 ms.
-CHUNK_BYTES = 1 << 18
+# 64 KiB take 50 ms on 10 Mbit/s: so much a control message waits behind one.
+CHUNK_BYTES = 1 << 16
+# The delay that bulk may add on a link: below it the window grows, above it shrinks.
+QUEUE_S = 0.15
+MOST_WINDOW_BYTES = 16 << 20
 MAX_HEADER_BYTES = 256
 # A share can outrun the descriptor it belongs to by the difference of two paths, not by more.
 PLAN_WAIT_S = 10.0
@@ -41,17 +48,51 @@ class Push:
 HEADER = Codec(Push)
 
 
+class Window:
+    """How many bytes one sender may have under way: it doubles while acknowledgements come quickly (as TCP's slow
+    start), and follows the measured delay down when they do not.
+    """
+
+    def __init__(self) -> None:
+        self.n_bytes = CHUNK_BYTES
+
+    def acknowledged(self, n_bytes: int, delay_s: float) -> None:
+        if delay_s < QUEUE_S:
+            self.n_bytes = min(self.n_bytes + n_bytes, MOST_WINDOW_BYTES)
+        elif delay_s > 2 * QUEUE_S:
+            self.n_bytes = max(round(self.n_bytes * max(0.5, 2 * QUEUE_S / delay_s)), CHUNK_BYTES)
+
+
 async def send_bytes(stream: Stream, data: bytes | memoryview) -> int:
-    """Send ``data`` in chunks; the bytes that it took on the stream.
+    """Send ``data`` in chunks, paced by their acknowledgements; the bytes that it took on the stream.
+
+    Returns when all of it is acknowledged: the stream may be closed then without cutting what is under way.
 
     Raises: StreamClosed.
     """
-    view, sent_bytes = memoryview(data), 0
+    view, sent_bytes, window = memoryview(data), 0, Window()
+    loop = asyncio.get_running_loop()
+    under_way: deque[tuple[int, float]] = deque()
+    under_way_bytes = 0
     for start in range(0, len(view), CHUNK_BYTES):
         chunk = view[start : start + CHUNK_BYTES]
+        while under_way and under_way_bytes + len(chunk) > window.n_bytes:
+            under_way_bytes -= await _acknowledgement(stream, under_way, window)
+        under_way.append((len(chunk), loop.time()))
+        under_way_bytes += len(chunk)
         await stream.send(chunk)
         sent_bytes += FRAME_HEADER_BYTES + len(chunk)
+    while under_way:
+        await _acknowledgement(stream, under_way, window)
     return sent_bytes
+
+
+async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], window: Window) -> int:
+    """Wait for the oldest chunk's; its length."""
+    await stream.receive(1)
+    n_bytes, sent_at = under_way.popleft()
+    window.acknowledged(n_bytes, asyncio.get_running_loop().time() - sent_at)
+    return n_bytes
 
 
 async def receive_bytes(stream: Stream, n_bytes: int) -> bytes:
@@ -65,6 +106,7 @@ async def receive_bytes(stream: Stream, n_bytes: int) -> bytes:
         if not chunk:
             raise ProtocolViolation(stream.peer, "an empty chunk")
         data += chunk
+        await stream.send(b"\0")
     return bytes(data)
 
 
@@ -118,8 +160,6 @@ class Transfers:
             header = HEADER.encode(Push(kind, plan_id, shard, len(data)))
             await stream.send(header)
             self.bytes_sent += FRAME_HEADER_BYTES + len(header) + await send_bytes(stream, data)
-            # The receiver ends the stream when it has everything: closing first could cut what is still on its way.
-            await self._end(stream)
         finally:
             stream.close()
 
@@ -140,12 +180,6 @@ class Transfers:
         finally:
             stream.close()
 
-    async def _end(self, stream: Stream) -> None:
-        try:
-            await stream.receive(1)
-        except StreamClosed:
-            return
-
     async def _on_push(self, stream: Stream) -> None:
         try:
             header: Push = HEADER.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
@@ -161,7 +195,6 @@ class Transfers:
                 raise ProtocolViolation(stream.peer, f"announces {header.n_bytes} bytes, the limit is {limit}")
             data = await receive_bytes(stream, header.n_bytes)
             self.bytes_received += FRAME_HEADER_BYTES + len(data)
-            await stream.send(b"\0")
             self._arrived(stream.peer, kind, header.plan_id, header.shard, data)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
@@ -185,7 +218,6 @@ class Transfers:
                 return
             await stream.send(struct.pack("!Q", len(data)))
             self.bytes_sent += FRAME_HEADER_BYTES + 8 + await send_bytes(stream, data)
-            await self._end(stream)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except StreamClosed:
