@@ -126,7 +126,6 @@ class Mesh:
         self._inbound: dict[str, Stream] = {}
         self._queues: dict[str, asyncio.Queue[bytes]] = {}
         self._writers: dict[str, asyncio.Task[None]] = {}
-        self._wake = asyncio.Event()
         self._addresses: Addresses = ()
         self._records: dict[str, bytes] = {}
         self._over = False
@@ -203,20 +202,15 @@ class Mesh:
     async def _keep_time(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._wake.clear()
-            deadline = self._machine.next_deadline()
-            now = loop.time()
+            deadline, now = self._machine.next_deadline(), loop.time()
             wake_at = now + LOOK_UP_EVERY_S if deadline is None else max(now, min(deadline, now + LOOK_UP_EVERY_S))
-            try:
-                async with asyncio.timeout_at(wake_at):
-                    await self._wake.wait()
-            except TimeoutError:
-                if (late_s := loop.time() - wake_at) > ASLEEP_S:
-                    self._handle(Slept(late_s))
-                    self.listener(Slept(late_s))
-                elif deadline is not None and wake_at >= deadline:
-                    # A timer may fire a clock tick early; the machine is to see its deadline as passed.
-                    self._handle(Tick(), deadline)
+            await asyncio.sleep(wake_at - now)
+            if (late_s := loop.time() - wake_at) > ASLEEP_S:
+                self._handle(Slept(late_s))
+                self.listener(Slept(late_s))
+            elif deadline is not None and wake_at >= deadline:
+                # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+                self._handle(Tick(), deadline)
 
     def _handle(self, event: membership.Event, not_before: float | None = None) -> None:
         if self._over:
@@ -233,7 +227,6 @@ class Mesh:
                         self._enqueue(member, _OWN + CONTROL.encode(Lost(peer)))
             if isinstance(action, Up | Changed | Down | Gone):
                 self.listener(action)
-        self._wake.set()
 
     def _close(self, peer: str) -> None:
         if stream := self._inbound.pop(peer, None):

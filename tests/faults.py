@@ -11,8 +11,8 @@ LAST = 30
 # From here on nothing breaks any more: what is broken is to heal, and the run to end with one history.
 CALM_FROM = 20
 PHASE_S = 1.0
-# Small swarms cost a fraction of a second, sixteen peers half a minute: the large are rare.
-PEERS = {3: 40, 4: 30, 5: 15, 6: 6, 7: 3, 8: 3, 12: 2, 16: 1}
+# Three peers cost a third of a second, sixteen ten seconds: the large are rare.
+PEERS = {2: 5, 3: 45, 4: 28, 5: 11, 6: 5, 8: 3, 12: 1, 16: 2}
 FAULTS = {
     "crash": 6,
     "crash in a round": 5,
@@ -23,7 +23,7 @@ FAULTS = {
     "cut": 4,
     "partition": 2,
     "slow link": 3,
-    "newcomer": 2,
+    "newcomer": 1,
     "everybody crashes": 1,
 }
 

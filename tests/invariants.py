@@ -50,6 +50,7 @@ class Ledger:
         """Check this peer from now on."""
         machine, peer = averager.machine, averager.machine.peer
         handle, apply = machine.handle, averager._apply
+        leaders: dict[tuple[bytes, int, int], str] = {}
 
         def checked_handle(event: events.Event, now: float) -> list[events.Action]:
             if isinstance(event, events.ContributionReady) and averager._results.own_P is not None:
@@ -59,6 +60,9 @@ class Ledger:
                 self._begun(event)
             actions = handle(event, now)
             machine.validate()
+            if (followed := machine.descriptor) is not None and machine.pending_commit is None:
+                leader = leaders.setdefault((followed.lineage, followed.outer_step, followed.attempt), followed.leader)
+                assert leader == followed.leader, "agreement: followed two leaders in one attempt"
             if machine._step is not None and (accepted := machine._step.accepted) is not None:
                 self._accepted[accepted.descriptor, accepted.digests].add(peer)
             return actions

@@ -1,7 +1,7 @@
 """A swarm in one process on a virtual clock: the real machines and drivers, a seeded network, seeded faults.
 
 A seed replays a run exactly. Time jumps to the next thing due, so minutes of a swarm take fractions of a second. Every
-invariant is checked after each event of each peer (``invariants.py``); ``python tests/simulation.py`` runs many seeds.
+invariant is checked after each event of each peer (``invariants.py``); ``make sim`` runs many seeds (``seeds.py``).
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import contextvars
 import hashlib
 import math
 import random
+import signal
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ N_ELEMENTS = 3 * 4096 + 1000
 TOKENS = 1000
 # As the real peer looks for those who went on without it.
 LOOK_BACK_S = 5.0
+# Sixteen peers need about ten seconds.
+MOST_CPU_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,9 @@ class Swarm:
         assert isinstance(loop, VirtualClockLoop)
         self.loop = loop
         self.ledger = Ledger(self.quorum)
+        self.failure: BaseException | None = None
+        """What the first peer to fail has failed of."""
+        self._scenario = asyncio.current_task()
         self._identities: dict[str, Identity] = {}
         # A generator of its own: a run with and without skew is to be the same in everything else.
         self._clocks = random.Random(self.seed)
@@ -214,9 +220,15 @@ class Swarm:
         self.ledger.watch(averager)
         peer = SimulatedPeer(name, identity.peer, averager, trainer, mesh, None)  # type: ignore[arg-type]
         peer.task = self.loop.create_task(live(), name=name, context=own)
+        peer.task.add_done_callback(self._on_end)
         self.peers[name] = peer
         self.tell(f"{name} starts as {identity.peer[-6:]}" + (f" at outer step {kept.outer_step}" if kept else ""))
         return peer
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() and self.failure is None and self._scenario:
+            self.failure = task.exception()
+            self._scenario.cancel()
 
     def _keep(self, name: str, state: State) -> str:
         self.kept.setdefault(name, []).append(state)
@@ -253,14 +265,11 @@ class Swarm:
     async def finish(self, timeout_s: float) -> None:
         """Wait until every living peer has ended its run.
 
-        Raises: AssertionError, with the story, if one fails or is not done in time.
+        Raises: TimeoutError if one is not done in time.
         """
         async with asyncio.timeout(timeout_s):
             while running := [peer.task for peer in self.peers.values() if not peer.task.done()]:
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for peer in self.peers.values():
-                    if peer.task.done():
-                        peer.task.result()
 
     def _report(self, name: str, event: str, **fields: Any) -> None:
         names = {peer.peer: peer.name for peer in self.peers.values()}
@@ -277,6 +286,14 @@ class Swarm:
         return hashlib.sha256("\n".join(self.story).encode()).hexdigest()
 
 
+class Spins(KeyboardInterrupt):
+    """Virtual time stands still while real time passes: no task keeps this one to itself."""
+
+
+def _spins(*_: object) -> None:
+    raise Spins(f"more than {MOST_CPU_S:.0f} s of CPU")
+
+
 def simulate(seed: int, scenario: Callable[[Swarm], Coroutine[Any, Any, None]], **options: Any) -> Swarm:
     """Run a scenario under a seed; a failure names the seed and carries the last of its story."""
     told: list[Swarm] = []
@@ -287,11 +304,17 @@ def simulate(seed: int, scenario: Callable[[Swarm], Coroutine[Any, Any, None]], 
         await scenario(swarm)
         return swarm
 
+    before = signal.signal(signal.SIGVTALRM, _spins)
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S, 5.0)
     try:
         return run_virtual(main())
     except BaseException as error:
         story = "\n".join(told[0].story[-100:]) if told else ""
-        raise AssertionError(f"seed {seed}: {_first_cause(error)!r}\n{story}") from error
+        cause = _first_cause(told[0].failure or error if told else error)
+        raise AssertionError(f"seed {seed}: {cause!r}\n{story}") from cause
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _brief(value: object, names: dict[str, str]) -> object:

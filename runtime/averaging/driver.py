@@ -132,13 +132,16 @@ class Averager:
     async def _next_event(self, until: float | None) -> None:
         deadlines = [deadline for deadline in (self.machine.next_deadline(), until) if deadline is not None]
         deadline = min(deadlines, default=None)
-        try:
-            async with asyncio.timeout_at(deadline):
-                event = await self._inbox.get()
-        except TimeoutError:
-            # A timer may fire a clock tick early; the machine is to see its deadline as passed.
-            await self._feed(events.Tick(), deadline)
-            return
+        if self._inbox.empty() or (deadline is not None and deadline <= asyncio.get_running_loop().time()):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await self._inbox.get()
+            except TimeoutError:
+                # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+                await self._feed(events.Tick(), deadline)
+                return
+        else:
+            event = self._inbox.get_nowait()
         if isinstance(event, Joined):
             event = await self._take(event)
         elif isinstance(event, NotJoined):
