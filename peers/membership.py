@@ -22,6 +22,8 @@ GAP_MEMORY = 0.98
 DOUBT_S = 2 * HEARTBEAT_S
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 60.0
+# A sixth of the absence so far at most: a partition is noticed to have healed soon, and the dead cost little.
+RETRY_GROWTH = 1.2
 # Dead peers whose records have not expired yet are forgotten beyond this many, oldest contact first.
 MOST_KNOWN = 1024
 
@@ -278,7 +280,7 @@ class Membership:
 
     def _retry_later(self, link: _Link, now: float, after_s: float | None = None) -> None:
         link.retry_at = now + (link.retry_s if after_s is None else after_s)
-        link.retry_s = min(2 * link.retry_s, RETRY_MOST_S)
+        link.retry_s = min(RETRY_GROWTH * link.retry_s, RETRY_MOST_S)
 
     def _dialable(self, link: _Link) -> bool:
         return not link.sending and not link.dialling and (bool(link.addresses) or link.status is not None)

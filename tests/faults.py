@@ -9,7 +9,7 @@ from simulation import SimulatedPeer, Swarm
 
 LAST = 30
 # From here on nothing breaks any more: what is broken is to heal, and the run to end with one history.
-CALM_FROM = 20
+CALM_FROM = 16
 PHASE_S = 1.0
 # Three peers cost a third of a second, sixteen ten seconds: the large are rare.
 PEERS = {2: 5, 3: 45, 4: 28, 5: 11, 6: 5, 8: 3, 12: 1, 16: 2}
@@ -44,16 +44,22 @@ class Chaos:
         swarm.quorum = swarm.ledger.quorum = rng.randint(1, max(1, n_peers // 2))
         for index in range(n_peers):
             self._start(f"p{index}", established=index == 0)
-        mean_s = rng.choice([1.5, 3.0, 6.0])
-        while max(swarm.steps, default=0) < CALM_FROM:
-            await asyncio.sleep(rng.expovariate(1 / mean_s))
+        mean_s = rng.choice([1.0, 2.0, 4.0])
+        while await self._trouble_for(rng.expovariate(1 / mean_s)):
             kind = rng.choices([*FAULTS], [*FAULTS.values()])[0]
-            if len(self._members()) >= 2 and max(swarm.steps, default=0) < CALM_FROM:
+            if len(self._members()) >= 2:
                 self.counts[kind] += await self._strike(kind)
         swarm.fault("calm")
         for task, mend in list(self._mends.items()):
             task.cancel()
             mend()
+
+    async def _trouble_for(self, seconds: float) -> bool:
+        """Let time pass; False as soon as the calm has come."""
+        while (troubled := max(self._swarm.steps, default=0) < CALM_FROM) and seconds > 0:
+            await asyncio.sleep(min(seconds, PHASE_S / 4))
+            seconds -= PHASE_S / 4
+        return troubled
 
     def _start(self, name: str, established: bool = False) -> None:
         phase_s = self._phases.setdefault(name, PHASE_S * self._rng.choice([0.8, 1.0, 1.0, 1.2, 3.0]))
@@ -123,7 +129,7 @@ class Chaos:
                 self._later(rng.uniform(5.0, 30.0), self._heal)
             case "slow link":
                 swarm.ledger.forks_allowed = True
-                rate = rng.choice([3e3, 10e3, 50e3])
+                rate = rng.choice([10e3, 30e3, 100e3])
                 swarm.fault(f"the link of {victim.name} has {rate / 1e3:.0f} kB/s")
                 swarm.network.bytes_per_s[victim.peer] = rate
                 self._later(rng.uniform(5.0, 30.0), lambda: self._widen(victim))
@@ -159,7 +165,7 @@ class Chaos:
 
 
 async def chaos(swarm: Swarm) -> None:
-    """All faults for two thirds of a run, then calm; in the end everybody has the last step of one history."""
+    """All faults for half of a run, then calm; in the end everybody has the last step of one history."""
     trouble = Chaos(swarm)
     async with asyncio.timeout(1500):
         await trouble.run()

@@ -150,7 +150,7 @@ def test_a_goodbye_is_death_now_and_is_not_dialled_again_soon() -> None:
 def test_a_peer_that_cannot_be_dialled_is_tried_ever_more_rarely() -> None:
     machine, _ = fed(Known("bob", HERE))
     now, gaps = T, []
-    for _ in range(12):
+    for _ in range(30):
         machine.handle(DialFailed("bob"), now)
         deadline = machine.next_deadline()
         assert deadline is not None
