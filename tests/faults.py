@@ -12,7 +12,7 @@ LAST = 30
 CALM_FROM = 16
 PHASE_S = 1.0
 # Three peers cost a third of a second, sixteen ten seconds: the large are rare.
-PEERS = {2: 5, 3: 45, 4: 28, 5: 11, 6: 5, 8: 3, 12: 1, 16: 2}
+PEERS = {2: 6, 3: 62, 4: 20, 5: 6, 6: 2, 8: 2, 12: 1, 16: 1}
 FAULTS = {
     "crash": 6,
     "crash in a round": 5,

@@ -50,6 +50,7 @@ class Ledger:
         """Check this peer from now on."""
         machine, peer = averager.machine, averager.machine.peer
         handle, apply = machine.handle, averager._apply
+        mean, contributors = averager._results.mean, list[tuple[int, ...]]()
         leaders: dict[tuple[bytes, int, int], str] = {}
 
         def checked_handle(event: events.Event, now: float) -> list[events.Action]:
@@ -67,18 +68,22 @@ class Ledger:
                 self._accepted[accepted.descriptor, accepted.digests].add(peer)
             return actions
 
+        def noted_mean(commit: Commit) -> tuple[Tensor, list[tuple[int, ...]]]:
+            mean_P, contributors[:] = mean(commit)
+            return mean_P, contributors
+
         def checked_apply(commit: Commit) -> events.StepBegun:
             before, outer_step = averager.lineage, averager._trainer.outer_step
             assert commit.descriptor.outer_step == outer_step, "a step was applied out of turn"
             assert commit.descriptor.lineage == before, "a step was applied to another history"
-            _, contributors = averager._results.mean(commit)
-            self._check_commit(commit, contributors)
             begun = apply(commit)
+            self._check_commit(commit, contributors)
             self._applied(before, begun, commit.descriptor, contributors)
             return begun
 
         machine.handle = checked_handle  # type: ignore[method-assign]
         averager._apply = checked_apply  # type: ignore[method-assign]
+        averager._results.mean = noted_mean  # type: ignore[method-assign]
 
     def _begun(self, event: events.StepBegun) -> None:
         assert event.lineage in self.parents, "no usurper: a history that begins with nobody's weights"

@@ -31,7 +31,7 @@ from runtime.training.model import digest
 from runtime.training.outer import apply_outer_step, outer_momentum
 
 RUN_ID = "5" * 40
-N_ELEMENTS = 3 * 4096 + 1000
+N_ELEMENTS = 2 * 4096 + 1000
 TOKENS = 1000
 # As the real peer looks for those who went on without it.
 LOOK_BACK_S = 5.0
@@ -62,9 +62,9 @@ class SimulatedTrainer:
     async def train(self, stop: threading.Event) -> Work:
         loop = asyncio.get_running_loop()
         began, duration_s = loop.time(), self.phase_s * self._rng.uniform(0.8, 1.3)
-        # A stop is seen between two inner steps, of which there are 25.
+        # A stop is seen between two inner steps, of which there are ten.
         while self.hangs or (loop.time() - began < duration_s and not stop.is_set()):
-            await asyncio.sleep(duration_s / 25)
+            await asyncio.sleep(duration_s / 10)
             self.progress += not self.hangs
         self._done = min((loop.time() - began) / duration_s, 1.0)
         self._trained[self._peer] += int(TOKENS * self._done)

@@ -22,6 +22,7 @@ N_SEEDS = 300
 FOUND = {
     24: "a minority's leader looked for a decidable plan for ever",
     39: "of two peers each took the other for a slow reducer",
+    108: "a plan went on with a member that was started anew and had another contribution",
 }
 
 

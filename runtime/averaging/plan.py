@@ -73,9 +73,10 @@ def next_descriptor(
     seen = [ready.following for ready in readies.values() if ready.following]
     if seen:
         last = max(seen, key=lambda descriptor: (descriptor.order, descriptor.plan_id))
-        here = [peer for peer in last.peers if peer in readies]
+        # Who was started anew since has another contribution than the plan has of it.
+        here = [one.peer for one in last.members if one.peer in readies and readies[one.peer].weight == one.weight]
         if len(here) >= quorum and 2 * len(here) > len(last.members):
-            resumed = resumed_descriptor(last, attempt, leader, readies, _held_digests(last, readies), electorate)
+            resumed = resumed_descriptor(last, attempt, leader, here, _held_digests(last, readies), electorate)
             if decidable(resumed):
                 return resumed
     return fresh_descriptor(run_id, outer_step, attempt, leader, readies, n_elements, codec, electorate)

@@ -277,7 +277,7 @@ class Round:
         if known is None or known.plan_id != descriptor.plan_id:
             step.forget_plan()
         actions: list[Action] = [Follow(descriptor)]
-        if not step.contributes:
+        if self.peer not in descriptor.peers:
             return actions
         me = descriptor.peers.index(self.peer)
         for shard, reducer in enumerate(descriptor.reducers):
@@ -292,7 +292,7 @@ class Round:
                 del step.held[shard]
             if reducer != me or shard not in step.held:
                 step.reduced.discard(shard)
-            if (shard, reducer) not in step.sent:
+            if step.contributes and (shard, reducer) not in step.sent:
                 step.sent.add((shard, reducer))
                 if reducer == me:
                     step.arrived.setdefault(shard, set()).add(me)

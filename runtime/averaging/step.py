@@ -212,10 +212,6 @@ class Step:
             return reason
         if descriptor.attempt > self.attempt + MOST_AHEAD:
             return f"descriptor of attempt {descriptor.attempt} while others are at {self.attempt}"
-        if self.terms.peer in descriptor.peers and self.own is not None:
-            weight = descriptor.members[descriptor.peers.index(self.terms.peer)].weight
-            if self.own.weight != weight:
-                return f"descriptor gives this peer a weight of {weight}, which it never claimed"
         return None
 
     def objection_to_ready(self, ready: Ready) -> str | None:

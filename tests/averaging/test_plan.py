@@ -35,6 +35,12 @@ def after(readies: dict[str, Ready], quorum: int = 1) -> Descriptor:
     return next_descriptor(readies, RUN, 0, 5, "leader", N, "int8", quorum)
 
 
+def still_ready(last: Descriptor, here: set[str]) -> dict[str, Ready]:
+    """Peers with what they contributed to the last plan; those that are not of it with something."""
+    weights = {entry.peer: entry.weight for entry in last.members}
+    return {peer: ready(weights.get(peer, 10), following=last) for peer in sorted(here)}
+
+
 @MODEST
 @given(SOME_PEERS, st.integers(1, 10 * BLOCK))
 def test_a_fresh_plan_checks_and_travels(peers: set[str], n: int) -> None:
@@ -99,7 +105,7 @@ def test_without_a_past_there_is_a_fresh_plan() -> None:
 @given(SOME_PEERS, st.integers(1, 4))
 def test_the_last_plan_goes_on_with_a_majority_and_the_quorum_of_its_members_only(here: set[str], quorum: int) -> None:
     last = fresh(PEERS[:5])
-    descriptor = after({peer: ready(following=last) for peer in sorted(here)}, quorum)
+    descriptor = after(still_ready(last, here), quorum)
     present = [index for index, peer in enumerate(last.peers) if peer in here]
     if len(present) >= max(quorum, 3):
         assert descriptor.plan_id == last.plan_id
@@ -157,10 +163,19 @@ def test_reassigning_never_leaves_a_shard_that_someone_lacks_to_the_dead(
         assert reassigned_descriptor(new, alive, held) is None
 
 
+def test_a_member_that_was_started_anew_has_lost_its_contribution_and_counts_as_a_newcomer() -> None:
+    last = fresh(PEERS[:2])
+    readies = still_ready(last, set(PEERS[:2]))
+    readies[PEERS[1]] = replace(readies[PEERS[1]], weight=3)
+    descriptor = after(readies, quorum=2)
+    assert descriptor.plan_id != last.plan_id
+    assert [entry.weight for entry in descriptor.members] == [10, 3]
+
+
 def test_a_result_that_was_settled_and_that_nobody_here_has_accepted_is_reduced_again() -> None:
     # Its only holder may be gone: to wait for it would be to wait for ever.
     last = replace(fresh(PEERS[:3]), settled=(b"1" * 32, b"", b""), revision=1, reducers=(1, 1, 2))
-    resumed = after({peer: ready(following=last) for peer in PEERS[1:3]})
+    resumed = after(still_ready(last, set(PEERS[1:3])))
     assert resumed.plan_id == last.plan_id
     assert resumed.settled == (b"", b"", b"")
 
