@@ -210,7 +210,7 @@ class Membership:
                 link.dialling, link.sending = False, True
                 if link.status is None:
                     link.last_heard = now
-                return self._up(peer, link) if link.status else []
+                return self._up(peer, link, now) if link.status else []
             case DialFailed(peer):
                 link = self._links.setdefault(peer, _Link())
                 was_missing, link.dialling, link.missing = link.missing, False, False
@@ -249,13 +249,16 @@ class Membership:
                 # It found us: answer at once, whatever our own retry schedule says.
                 link.retry_at = now
             return self._dial_due(now)
-        link.retry_s = RETRY_FIRST_S
-        return self._up(peer, link) if first else [Changed(peer, status)]
+        return self._up(peer, link, now) if first else [Changed(peer, status)]
 
-    def _up(self, peer: str, link: _Link) -> list[Action]:
+    def _up(self, peer: str, link: _Link, now: float) -> list[Action]:
         assert link.status is not None
-        link.missing = False
-        return [Up(peer, link.status)]
+        if link.retry_s > RETRY_FIRST_S:
+            # It was away for longer: what kept it, a partition or this peer's own cable, may have kept others.
+            for other in self._links.values():
+                other.retry_at = min(other.retry_at, now)
+        link.missing, link.retry_s = False, RETRY_FIRST_S
+        return [Up(peer, link.status), *self._dial_due(now)]
 
     def _ended(self, event: Ended, now: float) -> list[Action]:
         peer, link = event.peer, self._links.setdefault(event.peer, _Link())

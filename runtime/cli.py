@@ -40,6 +40,7 @@ Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
 Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: any free one.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
+InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]
 
 
 def _within(low: int, high: int) -> Callable[[int], int]:
@@ -137,6 +138,7 @@ def start(
     port: Port = 0,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
+    inner_step_s: InnerStep = 0.0,
 ) -> int:
     """Open a run as its first peer, and print the invite.
 
@@ -146,7 +148,7 @@ def start(
     if data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
     peer_config = _peer_config(
-        folder or file.with_suffix(".peer"), key, device, threads, data, host, port, anew, exit_with_stdin
+        folder or file.with_suffix(".peer"), key, device, threads, data, host, port, anew, exit_with_stdin, inner_step_s
     )
     from runtime.app import start as start_peer
 
@@ -165,6 +167,7 @@ def join(
     port: Port = 0,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
+    inner_step_s: InnerStep = 0.0,
 ) -> int:
     """Join a run that someone has invited you to. Ctrl-C leaves it.
 
@@ -181,6 +184,7 @@ def join(
         port,
         anew,
         exit_with_stdin,
+        inner_step_s,
     )
     from runtime.app import join as join_peer
 
@@ -232,8 +236,11 @@ def _peer_config(
     port: int,
     anew: bool,
     exit_with_stdin: bool,
+    inner_step_s: float,
 ) -> PeerConfig:
-    config = PeerConfig(folder, key or _default_key(), device, threads, data, host, port, anew, exit_with_stdin)
+    config = PeerConfig(
+        folder, key or _default_key(), device, threads, data, host, port, anew, exit_with_stdin, inner_step_s
+    )
     validate(config, "command line")
     if key is None and not os.path.lexists(config.key):
         identity = _create_key(config.key, make_parents=True)

@@ -103,6 +103,8 @@ class PeerConfig:
     """Go on from the run's first weights although others have taken part in it before, if none of them is there."""
     exit_with_stdin: bool = False
     """Leave, as on SIGTERM, when standard input ends: a child of ``atoll demo`` does not outlive it."""
+    inner_step_s: float = 0.0
+    """Seconds that an inner step takes at least, asleep beyond its own work: many peers then share a few cores."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ PEER_LIMITS: Mapping[str, Allowed] = {
     "threads": whole(0, 4096),
     "host": Allowed("an IP address of this machine, or 0.0.0.0 for all of them", _is_ip),
     "port": whole(0, 65535),
+    "inner_step_s": number("from 0 to 3600", lambda value: 0 <= value <= 3600),
 }
 
 

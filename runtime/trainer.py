@@ -25,7 +25,9 @@ class ReplicaTrainer:
         data = run_config.data
         corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
         seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
-        self.replica = Replica(run_config, corpus, device=peer_config.device, peer_seed=seed)
+        self.replica = Replica(
+            run_config, corpus, device=peer_config.device, peer_seed=seed, inner_step_s=peer_config.inner_step_s
+        )
         self.n_elements = self.replica.n_elements
         self._inner_steps = run_config.inner.steps
 

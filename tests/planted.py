@@ -1,6 +1,6 @@
 """Three bugs of the kind that the protocol exists to rule out, each planted into the real code by a patch.
 
-``test_simulator.py`` holds the simulator to finding each; ``python tests/planted.py`` says which seed finds it, and how.
+``test_simulator.py`` holds the simulator to finding each; ``python tests/planted.py`` says which seed finds it.
 """
 
 import random

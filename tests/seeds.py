@@ -44,7 +44,6 @@ def run_seed(seed: int) -> Outcome:
     except AssertionError as error:
         return Outcome(seed, str(error))
     finally:
-        # Nothing that a run leaves behind is worth a look before its end.
         gc.collect()
     commits = sum(len(held) for held in swarm.steps.values())
     forks = sum(len(lineages) > 1 for lineages in swarm.ledger.steps.values())
@@ -53,7 +52,9 @@ def run_seed(seed: int) -> Outcome:
 
 def _prepare() -> None:
     torch.set_num_threads(1)
+    # Between two seeds, and then without all that was imported.
     gc.disable()
+    gc.freeze()
 
 
 def run_seeds(

@@ -15,7 +15,7 @@ from runtime.demo.report import Event, parse_events
 # Issue and manual promise that a peer says goodbye within five seconds of SIGTERM.
 GOODBYE_S = 5.0
 # One training thread each: the peers share this machine's cores.
-PEER_FLAGS = ("--threads", "1", "--host", "127.0.0.1", "--exit-with-stdin")
+PEER_FLAGS = ("--threads", "1", "--exit-with-stdin")
 
 
 class Tail:
@@ -45,22 +45,39 @@ class PeerProcess:
     Its standard input is a pipe from the demo. Should the demo be SIGKILLed, the pipe ends, and with it the peer.
     """
 
-    def __init__(self, name: str, folder: Path, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        arguments: Sequence[str],
+        *,
+        flags: Sequence[str] = ("--host", "127.0.0.1"),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """``prefix`` is a command that runs the peer's in its place, such as ``ip netns exec NAME``."""
         folder.mkdir(parents=True)
         identity = Identity.generate()
         identity.save(folder / "identity.key")
         self.name = name
         self.peer_id = identity.peer
         self.events: list[Event] = []
-        self.killed = False
-        self._folder = folder
+        self.folder = folder
         self._tail = Tail(folder / "events.jsonl")
         self._output = Tail(folder / "output.log")
         self._output_lines: list[str] = []
-        own = ("--folder", str(folder), "--key", str(folder / "identity.key"))
+        self._prefix, self._flags = prefix, flags
+        self.start(arguments)
+
+    def start(self, arguments: Sequence[str]) -> None:
+        """Start the process; one that has ended goes on from what is in its folder."""
+        self.killed = False
+        self.read_events()
+        self._lived_before = len(self.events)
+        own = ("--folder", str(self.folder), "--key", str(self.folder / "identity.key"))
         # -P: a folder named `runtime` where the user happens to stand is not to be imported.
-        command = [sys.executable, "-P", "-m", "runtime.cli", *arguments, *own, *PEER_FLAGS]
-        with (folder / "output.log").open("wb") as output:
+        python = (*self._prefix, sys.executable, "-P", "-m", "runtime.cli")
+        command = [*python, *arguments, *own, *PEER_FLAGS, *self._flags]
+        with (self.folder / "output.log").open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -93,6 +110,11 @@ class PeerProcess:
         return None
 
     @property
+    def is_member(self) -> bool:
+        """Whether the process that runs now has the run's state."""
+        return any(event["event"] in ("joined", "outer_step_committed") for event in self.events[self._lived_before :])
+
+    @property
     def outer_step(self) -> int:
         """Outer steps that the peer has behind it."""
         done = [event["outer_step"] for event in self.events if event["event"] in ("outer_step_committed", "joined")]
@@ -119,6 +141,7 @@ class PeerProcess:
         self.killed = True
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self.close()
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

@@ -18,6 +18,9 @@ from runtime.training.data import Corpus, sample_batch, validation_batches
 from runtime.training.model import VOCABULARY, build_model, digest, flatten, unflatten_into
 from runtime.training.outer import apply_outer_step, outer_momentum
 
+# How late a stop may be seen by an inner step that is asleep.
+SLEEP_S = 0.02
+
 
 @dataclass(frozen=True)
 class InnerResult:
@@ -63,12 +66,16 @@ class Replica:
     All methods block and are called from one thread at a time; only ``inner_steps_done`` may be read from another.
     The inner optimizer is neither averaged nor reset; its learning rate follows the committed outer step.
 
+    Args: inner_step_s is the least time that an inner step takes, the rest of it asleep: for benchmarks.
     Raises: ConfigError for an unknown preset, a missing device, or text too short for the model's context.
     """
 
-    def __init__(self, config: RunConfig, corpus: Corpus, *, device: str = "auto", peer_seed: int) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, *, device: str = "auto", peer_seed: int, inner_step_s: float = 0.0
+    ) -> None:
         self._config = config
         self._corpus = corpus
+        self._inner_step_s = inner_step_s
         self._device = resolve_device(device)
         self._model = build_model(config.model.preset, config.model.seed).to(self._device)
         self._context = self._model.shape.context
@@ -103,6 +110,8 @@ class Replica:
         while self._steps < self._config.inner.steps and not should_stop():
             started = time.perf_counter()
             self._inner_step()
+            while (left_s := started + self._inner_step_s - time.perf_counter()) > 0 and not should_stop():
+                time.sleep(min(left_s, SLEEP_S))
             self._seconds += time.perf_counter() - started
         if self._losses:
             self._last_mean_loss = sum(self._losses) / len(self._losses)

@@ -90,6 +90,13 @@ def test_an_interrupted_phase_goes_on_to_the_same_bits(corpus: Corpus) -> None:
     assert torch.equal(halves.pseudo_gradient(), whole.pseudo_gradient())
 
 
+def test_an_inner_step_lasts_as_long_as_a_benchmark_says_and_a_stop_is_seen_in_its_sleep(corpus: Corpus) -> None:
+    slow = Replica(CONFIG, corpus, device="cpu", peer_seed=0, inner_step_s=0.2)
+    assert slow.train(stop_after(slow, 2)).seconds >= 0.2
+    asleep = Replica(CONFIG, corpus, device="cpu", peer_seed=0, inner_step_s=3600.0)
+    assert asleep.train(stop_after(asleep, 1)).inner_steps == 1
+
+
 def test_after_an_outer_step_nothing_is_left_over(corpus: Corpus) -> None:
     replica = a_replica(corpus)
     replica.train(never)

@@ -1,0 +1,233 @@
+"""What faults cost real peers: time to the next commit, storms, a partition, links that are full.
+
+    python benchmarks/chaos.py [commit] [storm] [partition] [saturated] [--quick]
+
+Peers are processes with a host of their own each, a network namespace, where this is root, and on loopback otherwise
+(then no link can be cut: those trials are left out, and so is ``partition`` and ``saturated``). The model is the toy of
+the demo. Its inner steps are real and then asleep until their time is over, so that many peers fit on a few cores: no
+figure here is a speed of training. Prints Markdown tables, and JSON at the end.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chaos_swarm import ChaosSwarm, commits_of
+from hosts import Hosts
+
+from runtime.demo.processes import PeerProcess
+from runtime.demo.storm import Storm, toll
+
+# A storm of real life runs this many times as fast here: faults an hour are multiplied by it.
+STORM_SPEED = 10
+FAULTS_PER_HOUR = (69, 85, 125)
+
+
+def commit(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Time to commit: after a fault at a random moment, all survivors' next commit, less a normal round."""
+    hosts = _hosts(stack, 4)
+    swarm = _swarm(stack, hosts, 4, inner_steps=10, inner_step_s=0.1, quorum=2)
+    rng = random.Random(0)
+    kinds = ["kill -9", "SIGSTOP", *(["link down"] if hosts else [])]
+    n_trials = 3 if quick else 30
+    late_s: dict[str, list[float]] = defaultdict(list)
+    for trial in range(n_trials * len(kinds)):
+        kind = kinds[trial % len(kinds)]
+        victim = rng.randrange(len(swarm.peers))
+        peer, others = swarm.peers[victim], [one for one in swarm.peers if one is not swarm.peers[victim]]
+        normal_s = _normal_round_s(others)
+        time.sleep(rng.uniform(0.0, normal_s))
+        swarm.read()
+        struck_at = time.time()
+        _strike(kind, peer, hosts, victim)
+        _until_next_commit(swarm, others, struck_at)
+        last = max(_next_commit(one, struck_at) for one in others)
+        before = max(event["time"] for one in others for event in commits_of(one) if event["time"] < struck_at)
+        late_s[kind].append(last - before - normal_s)
+        _mend(kind, peer, hosts, victim, swarm)
+        swarm.until_all_commit()
+        print(f"{trial + 1}: {kind}, {late_s[kind][-1]:.2f} s late", file=sys.stderr)
+    print("\n| fault | trials | median s beyond a normal round | p90 | longest |\n|---|--:|--:|--:|--:|")
+    for kind, values in late_s.items():
+        ranked = sorted(values)
+        p90 = ranked[int(0.9 * (len(ranked) - 1))]
+        print(f"| {kind} | {len(values)} | {median(values):.2f} | {p90:.2f} | {ranked[-1]:.2f} |")
+    return {"late_s": late_s, "different_anchors": _mismatches(swarm.peers)}
+
+
+def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Storms of kills, restarts after five seconds, until each has had its share of 510 faults."""
+    rows = []
+    print("\n| faults an hour | faults | outer steps | efficiency | participation | back after | differ | forks |")
+    print("|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for per_hour in FAULTS_PER_HOUR:
+        with ExitStack() as own:
+            swarm = _swarm(own, _hosts(own, 8), 8, inner_steps=20, inner_step_s=0.1, quorum=2)
+            wild = Storm(STORM_SPEED * per_hour, random.Random(per_hour), swarm.restart)
+            since = time.time()
+            while wild.faults < (5 if quick else 170):
+                swarm.read()
+                wild.act(time.time(), swarm.peers)
+                time.sleep(0.02)
+            until = time.time()
+            logs = {peer.name: peer.events for peer in swarm.peers}
+            ids = {peer.name: peer.peer_id for peer in swarm.peers}
+            cost = toll(logs, wild.deaths, ids, since, until, swarm.tokens_per_s)
+            rows.append({"faults_per_hour": per_hour, "seconds": until - since, **vars(cost)})
+        back = "-" if cost.back_s is None else f"{cost.back_s:.1f} s"
+        print(
+            f"| {per_hour} | {cost.faults} | {cost.outer_steps} | {cost.efficiency:.1%} | {cost.participation:.1%} "
+            f"| {back} | {cost.mismatches} | {cost.forks} |",
+            flush=True,
+        )
+    return {"speed": STORM_SPEED, "storms": rows}
+
+
+def partition(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Six peers, cut into three and three for 20 rounds: how many rounds until all are in one again."""
+    hosts = _hosts(stack, 6)
+    if hosts is None:
+        raise SystemExit("a partition needs hosts that can be cut off: run this as root")
+    swarm = _swarm(stack, hosts, 6, inner_steps=20, inner_step_s=0.1, quorum=2)
+    n_rounds = 4 if quick else 20
+    sides = swarm.peers[:3], swarm.peers[3:]
+    first = [max(peer.outer_step for peer in side) for side in sides]
+    hosts.split(range(3, 6))
+    swarm.until(
+        lambda: all(side[0].outer_step >= begun + n_rounds for side, begun in zip(sides, first, strict=True)),
+        "a side stands still",
+        600.0,
+    )
+    hosts.split(())
+    healed_at = time.time()
+    steps_then = max(peer.outer_step for peer in swarm.peers)
+    swarm.until_all_commit(1)
+    together = min(
+        event["outer_step"]
+        for event in commits_of(swarm.peers[0])
+        if event["time"] > healed_at and len(event["members"]) == len(swarm.peers)
+    )
+    told = {
+        kind: sum(event["event"] == kind for peer in swarm.peers for event in peer.events)
+        for kind in ("fork_found", "fork_healed")
+    }
+    kept = sum(len(list((Path(peer.folder)).glob("state-*.safetensors"))) for peer in swarm.peers)
+    print("\n| rounds apart | rounds until all are in one | fork_found | fork_healed | states kept |")
+    print("|--:|--:|--:|--:|--:|")
+    print(
+        f"| {n_rounds} | {together - steps_then} | {told['fork_found']} | {told['fork_healed']} | {kept} |", flush=True
+    )
+    return {"rounds_apart": n_rounds, "rounds_to_heal": together - steps_then, **told, "states_kept": kept}
+
+
+def saturated(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Four peers on links of 10 Mbit/s that rounds fill most of the time: is anybody taken for dead?"""
+    hosts = _hosts(stack, 4, rate_mbit=10.0)
+    if hosts is None:
+        raise SystemExit("shaped links need hosts of their own: run this as root")
+    swarm = _swarm(stack, hosts, 4, inner_steps=10, inner_step_s=0.05, quorum=2, preset="small")
+    seconds = 30.0 if quick else 600.0
+    began, sent = time.time(), hosts.sent_bytes(0)
+    deadline = time.monotonic() + seconds
+    swarm.until(lambda: time.monotonic() > deadline, "", seconds + 10.0)
+    sent = hosts.sent_bytes(0) - sent
+    events = [event for peer in swarm.peers for event in peer.events if event["time"] > began]
+    suspicions = sum(event["event"] in ("member_down", "member_still") for event in events)
+    steps = [event for event in events if event["event"] == "outer_step_committed"]
+    full = sum(len(event["members"]) == len(swarm.peers) for event in steps)
+    busy = sent * 8 / seconds / 10e6
+    print("\n| seconds | outer steps | with all members | link in use | false suspicions |\n|--:|--:|--:|--:|--:|")
+    n_steps = len({event["outer_step"] for event in steps})
+    print(f"| {seconds:.0f} | {n_steps} | {full / max(len(steps), 1):.0%} | {busy:.0%} | {suspicions} |", flush=True)
+    return {"seconds": seconds, "outer_steps": n_steps, "link_in_use": busy, "false_suspicions": suspicions}
+
+
+def _hosts(stack: ExitStack, n_hosts: int, rate_mbit: float | None = None) -> Hosts | None:
+    return stack.enter_context(Hosts(n_hosts, rate_mbit)) if Hosts.available() else None
+
+
+def _swarm(stack: ExitStack, hosts: Hosts | None, n_peers: int, **options: Any) -> ChaosSwarm:
+    folder = Path(tempfile.mkdtemp(prefix="atoll-chaos-"))
+    return stack.enter_context(ChaosSwarm(folder, hosts, n_peers, **options))
+
+
+def _normal_round_s(peers: list[PeerProcess]) -> float:
+    """Median time between two commits that had everyone, of all that these peers have logged."""
+    gaps = [
+        later["time"] - sooner["time"]
+        for peer in peers
+        for sooner, later in zip(commits_of(peer), commits_of(peer)[1:], strict=False)
+        if len(sooner["members"]) == len(later["members"]) == len(peers) + 1
+        and later["outer_step"] == sooner["outer_step"] + 1
+    ]
+    return float(median(gaps))
+
+
+def _until_next_commit(swarm: ChaosSwarm, peers: list[PeerProcess], after: float) -> None:
+    swarm.until(lambda: all(_next_commit(peer, after) for peer in peers), "the survivors do not commit")
+
+
+def _next_commit(peer: PeerProcess, after: float) -> float:
+    """When (Unix) the peer next committed; 0 if it has not."""
+    return min((float(event["time"]) for event in commits_of(peer) if event["time"] > after), default=0.0)
+
+
+def _strike(kind: str, peer: PeerProcess, hosts: Hosts | None, host: int) -> None:
+    if kind == "kill -9":
+        peer.kill()
+    elif kind == "SIGSTOP":
+        peer.freeze()
+    elif hosts is not None:
+        hosts.link(host, up=False)
+
+
+def _mend(kind: str, peer: PeerProcess, hosts: Hosts | None, host: int, swarm: ChaosSwarm) -> None:
+    if kind == "kill -9":
+        swarm.restart(peer)
+    elif kind == "SIGSTOP":
+        peer.thaw()
+    elif hosts is not None:
+        hosts.link(host, up=True)
+
+
+def _mismatches(peers: list[PeerProcess]) -> int:
+    anchors: dict[tuple[int, str], set[str]] = defaultdict(set)
+    for peer in peers:
+        for event in commits_of(peer):
+            anchors[event["outer_step"], event["lineage"]].add(event["anchor_sha256"])
+    return sum(len(hashes) > 1 for hashes in anchors.values())
+
+
+PARTS: dict[str, Callable[[ExitStack, bool], dict[str, Any]]] = {
+    one.__name__: one for one in (commit, storm, partition, saturated)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them without any")
+    parser.add_argument("--quick", action="store_true", help="a few minutes: far fewer trials, no figures to publish")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"no such part: {unknown[0]}; there are {', '.join(PARTS)}")
+    # Ended from outside, it still leaves no process and no namespace behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results = {}
+    for part in options.parts or PARTS:
+        with ExitStack() as stack:
+            results[part] = PARTS[part](stack, options.quick)
+    print(json.dumps({"benchmark": "chaos", "quick": options.quick, **results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Hosts on one machine: a network namespace each, their links shaped, cut and split; loopback where that is not to be.
+
+Host K is a namespace with the address 10.77.0.K+1 on one of two bridges: all are on the first unless the network is
+split. A link of a given rate is a token bucket each way, with 10 ms of tokens and 100 ms of queue.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from types import TracebackType
+
+
+class Hosts:
+    """A context manager; on leaving, namespaces and bridges are gone. Needs root and iproute2.
+
+    Args: rate_mbit is of every link, each way; None leaves them unshaped.
+    """
+
+    def __init__(self, n_hosts: int, rate_mbit: float | None = None) -> None:
+        self._n_hosts, self._rate_mbit = n_hosts, rate_mbit
+        # Names of interfaces have at most 15 characters; two benchmarks at a time do not share them.
+        self._id = f"at{os.getpid() % 100_000}"
+
+    @staticmethod
+    def available() -> bool:
+        return os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("tc") is not None
+
+    def __enter__(self) -> "Hosts":
+        try:
+            for side in (0, 1):
+                _ip("link", "add", self._bridge(side), "type", "bridge")
+                _ip("link", "set", self._bridge(side), "up")
+            for host in range(self._n_hosts):
+                self._add(host)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for host in range(self._n_hosts):
+            subprocess.run(["ip", "netns", "del", self._namespace(host)], capture_output=True, check=False)
+            subprocess.run(["ip", "link", "del", self._port(host)], capture_output=True, check=False)
+        for side in (0, 1):
+            subprocess.run(["ip", "link", "del", self._bridge(side)], capture_output=True, check=False)
+
+    def prefix(self, host: int) -> Sequence[str]:
+        """What runs a command on the host."""
+        return ("ip", "netns", "exec", self._namespace(host))
+
+    def address(self, host: int) -> str:
+        return f"10.77.0.{host + 1}"
+
+    def link(self, host: int, up: bool) -> None:
+        """Pull the host's cable, at the switch: nobody is told."""
+        _ip("link", "set", self._port(host), "up" if up else "down")
+
+    def split(self, side: Collection[int]) -> None:
+        """Let these hosts reach only each other, and the others too; an empty ``side`` heals the network."""
+        for host in range(self._n_hosts):
+            _ip("link", "set", self._port(host), "master", self._bridge(int(host in side)))
+
+    def sent_bytes(self, host: int) -> int:
+        """All that the host has put on the wire."""
+        counter = ["cat", "/sys/class/net/eth0/statistics/tx_bytes"]
+        return int(subprocess.run([*self.prefix(host), *counter], capture_output=True, check=True).stdout)
+
+    def _add(self, host: int) -> None:
+        namespace, port = self._namespace(host), self._port(host)
+        _ip("netns", "add", namespace)
+        _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _ip("link", "set", port, "master", self._bridge(0), "up")
+        _ip("-n", namespace, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            _ip("-n", namespace, "link", "set", device, "up")
+        if self._rate_mbit is not None:
+            bucket = max(16_000, int(self._rate_mbit * 1e6 / 8 / 100))
+            shape = ["root", "tbf", "rate", f"{self._rate_mbit}mbit", "burst", str(bucket), "latency", "100ms"]
+            _run("tc", "qdisc", "replace", "dev", port, *shape)
+            _run("tc", "-n", namespace, "qdisc", "replace", "dev", "eth0", *shape)
+
+    def _namespace(self, host: int) -> str:
+        return f"{self._id}n{host}"
+
+    def _port(self, host: int) -> str:
+        return f"{self._id}p{host}"
+
+    def _bridge(self, side: int) -> str:
+        return f"{self._id}b{side}"
+
+
+def _ip(*arguments: str) -> None:
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
