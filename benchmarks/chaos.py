@@ -29,8 +29,8 @@ from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import Storm, toll
 
 # A storm of real life runs this many times as fast here: faults an hour are multiplied by it.
-STORM_SPEED = 10
-FAULTS_PER_HOUR = (69, 85, 125)
+STORM_SPEED = 5
+FAULTS_PER_HOUR = (125,)
 
 
 def commit(stack: ExitStack, quick: bool) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
     print("|--:|--:|--:|--:|--:|--:|--:|--:|")
     for per_hour in FAULTS_PER_HOUR:
         with ExitStack() as own:
-            swarm = _swarm(own, _hosts(own, 8), 8, inner_steps=20, inner_step_s=0.1, quorum=2)
+            swarm = _swarm(own, _hosts(own, 6), 6, inner_steps=25, inner_step_s=0.1, quorum=1)
             wild = Storm(STORM_SPEED * per_hour, random.Random(per_hour), swarm.restart)
             since = time.time()
-            while wild.faults < (5 if quick else 170):
+            while wild.faults < (5 if quick else int(__import__("os").environ.get("NF","170"))):
                 swarm.read()
                 wild.act(time.time(), swarm.peers)
                 time.sleep(0.02)

@@ -41,6 +41,7 @@ class ChaosSwarm:
         self.config = RunConfig(
             name="chaos",
             model=replace(defaults.model, preset=preset),
+            data=replace(defaults.data, source="files"),
             inner=replace(defaults.inner, steps=inner_steps, batch=1, warmup_steps=0),
             outer=replace(defaults.outer, steps=OUTER_STEPS),
             averaging=replace(defaults.averaging, quorum=quorum),
@@ -48,7 +49,10 @@ class ChaosSwarm:
         self.tokens_per_s = PRESETS[preset].context / inner_step_s
         self.peers: list[PeerProcess] = []
         self._folder, self._hosts, self._n_peers = folder, hosts, n_peers
-        self._flags = ("--inner-step-s", str(inner_step_s))
+        # Little text: what a start costs is not to be the reading of it.
+        text = folder / "text.txt"
+        text.write_text("".join(f"{number} times {number} is {number * number}.\n" for number in range(5000)))
+        self._flags = ("--inner-step-s", str(inner_step_s), "--data", str(text))
         self._invite = ""
 
     def __enter__(self) -> "ChaosSwarm":

@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
@@ -40,6 +41,7 @@ T = TypeVar("T")
 MANIFEST_PROTOCOL = "atoll-manifest-1"
 MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
+PORT_FILE = "port"
 # Saving takes at most this share of the time: small models are saved at every outer step.
 SAVING_SHARE = 0.05
 LOOK_BACK_S = 5.0
@@ -122,15 +124,18 @@ class _Peer:
         for path in (config.folder, config.key):
             stack.callback(_lock(path))
         kind = "ip6" if ":" in config.host else "ip4"
-        listen = [f"/{kind}/{config.host}/tcp/{config.port}"]
+        listen = [f"/{kind}/{config.host}/tcp/{config.port or _last_port(config)}"]
         try:
             p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
         except NetworkError:
             if not (alone and bootstrap):
                 raise
-            bootstrap = ()
+            # Discovery goes on trying them.
             p2pd = await P2pdTransport.create(config.key, listen=listen)
         stack.push_async_callback(p2pd.close)
+        for address in (await p2pd.addresses())[:1]:
+            with suppress(OSError):
+                (config.folder / PORT_FILE).write_text(address.split("/tcp/")[1].split("/")[0])
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
         return cls(config, p2pd, discovery, view)
@@ -362,6 +367,17 @@ def _known_addresses(folder: Path) -> tuple[str, ...]:
     with suppress(FileNotFoundError):
         return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
     return ()
+
+
+def _last_port(config: PeerConfig) -> int:
+    """The port that the folder's peer had before, if it is free: others, and its invite, still have that one."""
+    with suppress(OSError, ValueError, OverflowError):
+        port = int((config.folder / PORT_FILE).read_text(encoding="ascii"))
+        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((config.host, port))
+        return port
+    return 0
 
 
 def _kept_manifest(folder: Path) -> Manifest | None:

@@ -37,7 +37,7 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cu
 Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0: as PyTorch chooses.")]
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]
 Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
-Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: any free one.")]
+Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: as before, or any free one.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
 InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]

@@ -98,7 +98,7 @@ class PeerConfig:
     host: str = "0.0.0.0"
     """IP address to listen on: all interfaces, since others have to reach a peer."""
     port: int = 0
-    """TCP port to listen on; 0 takes a free one."""
+    """TCP port to listen on; 0 takes the one that the folder's peer had before, or else a free one."""
     anew: bool = False
     """Go on from the run's first weights although others have taken part in it before, if none of them is there."""
     exit_with_stdin: bool = False
