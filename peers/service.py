@@ -102,6 +102,8 @@ class Mesh:
     """All control streams of one peer in one run.
 
     ``listener`` is called in the event loop, synchronously, with each event in order.
+
+    Args: known has multiaddrs, each with ``/p2p/<peer id>``, of peers that this one has met before.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Mesh:
         rng: random.Random,
         strike: Callable[[str, str], None],
         unix_time: Callable[[], float] = time.time,
+        known: Sequence[str] = (),
     ) -> None:
         self.peer = identity.peer
         self.listener: Callable[[MeshEvent], None] = lambda event: None
@@ -128,6 +131,10 @@ class Mesh:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._addresses: Addresses = ()
         self._records: dict[str, bytes] = {}
+        self._known: dict[str, Addresses] = {}
+        for address in known:
+            peer = address.rpartition("/p2p/")[2]
+            self._known[peer] = (*self._known.get(peer, ()), address)
         self._over = False
 
     def members(self) -> dict[str, Status]:
@@ -158,6 +165,8 @@ class Mesh:
                 tasks.create_task(self._keep_announced())
                 tasks.create_task(self._keep_looking())
                 tasks.create_task(self._keep_time())
+                for peer, addresses in self._known.items():
+                    self._handle(Known(peer, addresses))
         finally:
             self._over = True
             for stream in list(self._inbound.values()):

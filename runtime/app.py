@@ -147,7 +147,18 @@ class _Peer:
         stack.callback(self.log.close)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
-        self.mesh = Mesh(self.identity, run_id, self.transport, self._discovery, nothing, random.Random(), self._strike)
+        # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
+        known = _known_addresses(self.config.folder)
+        self.mesh = Mesh(
+            self.identity,
+            run_id,
+            self.transport,
+            self._discovery,
+            nothing,
+            random.Random(),
+            self._strike,
+            known=known,
+        )
         meshing = asyncio.create_task(self.mesh.run())
         stack.push_async_callback(_end, meshing)
         self._listen_to_the_user()
