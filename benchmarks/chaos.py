@@ -75,7 +75,7 @@ def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
             swarm = _swarm(own, _hosts(own, 6), 6, inner_steps=25, inner_step_s=0.1, quorum=1)
             wild = Storm(STORM_SPEED * per_hour, random.Random(per_hour), swarm.restart)
             since = time.time()
-            while wild.faults < (5 if quick else int(__import__("os").environ.get("NF","170"))):
+            while wild.faults < (5 if quick else int(__import__("os").environ.get("NF", "170"))):
                 swarm.read()
                 wild.act(time.time(), swarm.peers)
                 time.sleep(0.02)

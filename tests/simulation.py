@@ -91,6 +91,7 @@ class SimulatedTrainer:
         self.outer_step = outer_step
         self.anchor_P.copy_(anchor_P)
         self.momentum_P.copy_(momentum_P)
+        self._carried_P, self._carried_tokens, self._done = torch.zeros(N_ELEMENTS), 0, 0.0
 
     def state_digest(self) -> bytes:
         return digest(self.anchor_P, self.momentum_P)

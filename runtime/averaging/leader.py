@@ -73,11 +73,28 @@ class Leader:
         return until if step.attempt == 0 else max(until, step.attempt_at + 0.5)
 
     def stop_at(self, step: Step, now: float) -> float:
-        """When those who are still training stop, as everyone finds out alike from the Readys."""
+        """When those who are still training stop, as everyone finds out alike from the Readys.
+
+        At the first Ready, if all who are missing would need half a phase more: what they have counts in any case.
+        """
+        assert step.first_ready_at is not None
         ready = [(step.readies[peer].weight, step.ready_since[peer]) for peer in step.readies]
+        usual, usual_s = max(tokens for tokens, _ in ready), self._pace.phase_s
         missing = [peer for peer in step.expected(self._roster, now) if peer not in step.readies]
-        usual = max(tokens for tokens, _ in ready)
+        if usual_s is not None:
+            until = step.first_ready_at + 0.5 * usual_s
+            missing = [peer for peer in missing if self._done_at(step, peer, usual, usual_s) <= until]
+        elif step.outer_step > 0 and self._terms.peer in missing:
+            # This peer has come in the middle of the others' phase.
+            missing = []
+        if not missing:
+            return step.first_ready_at
         return self._pace.stop_at(step.begun_at, ready, sum(self._roster.tokens.get(peer, usual) for peer in missing))
+
+    def _done_at(self, step: Step, peer: str, usual: int, usual_s: float) -> float:
+        """When a peer has trained as much as the others, if it is as fast as in its last contribution."""
+        pace = max(1.0, usual / max(1, self._roster.tokens.get(peer, usual)))
+        return self._roster.since.get(peer, step.begun_at) + usual_s * pace
 
     def replace_at(self, step: Step, now: float) -> float | None:
         """When a reducer that lives becomes too slow, None while none is behind all others."""

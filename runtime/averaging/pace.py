@@ -51,7 +51,7 @@ class Pace:
         Args: ready has (tokens, loop time of its Ready) of each that is ready.
         """
         first_at = min(since for _, since in ready)
-        usual = median(self._phases) if self._phases else first_at - begun_at
+        usual = first_at - begun_at if self.phase_s is None else self.phase_s
         rates = [(tokens / max(since - begun_at, 0.5 * usual, 1e-3), since) for tokens, since in ready]
         until = min(worth_waiting_until(rates, missing_tokens), first_at + 0.5 * usual)
         return max(until, first_at + 2 * LEAST_WAIT_S)
@@ -62,7 +62,9 @@ class Pace:
         Args: inner_step_s is what the slowest of them needs for one, as far as known.
         """
         waited = stop_at - first_ready_at
-        until = stop_at + LEAST_WAIT_S + 0.5 * waited + min(1.5 * inner_step_s, waited)
+        until = (
+            stop_at + LEAST_WAIT_S + 0.5 * waited + min(1.5 * inner_step_s, max(waited, 0.1 * (self.phase_s or 0.0)))
+        )
         return until if self._phases else max(until, first_ready_at + LEAST_WAIT_S + FIRST_GRACE_S)
 
     def shares_by(self, followed_at: float, half_at: float | None, n_members: int, n_missing: int) -> float:
@@ -74,9 +76,13 @@ class Pace:
         """
         if half_at is None:
             return followed_at + self.reduce_s
-        phase_s = median(self._phases) if self._phases else 0.0
-        worth_s = (1 - WORTH_OF_LATE_TOKENS) * phase_s * n_missing / n_members
+        worth_s = (1 - WORTH_OF_LATE_TOKENS) * (self.phase_s or 0.0) * n_missing / n_members
         return half_at + max(LEAST_WAIT_S, worth_s, 0.5 * (half_at - followed_at))
+
+    @property
+    def phase_s(self) -> float | None:
+        """How long this peer's inner phase usually takes, None before the first."""
+        return median(self._phases) if self._phases else None
 
     @property
     def reduce_s(self) -> float:

@@ -39,6 +39,8 @@ class Roster:
     """Peers whose claim to this lineage nobody confirmed."""
     group: frozenset[str] = frozenset()
     """Whose contributions are in the last committed step, this peer included where it is one."""
+    since: dict[str, float] = field(default_factory=dict)
+    """When each was first seen as a member at the outer step that it is at."""
     tokens: dict[str, int] = field(default_factory=dict)
     """What each contributed last."""
     _members: list[tuple[str, Status]] | None = None
@@ -58,6 +60,8 @@ class Roster:
         self.alive[peer] = status
         self.lost.pop(peer, None)
         self.left.discard(peer)
+        if known is None or (known.role, known.outer_step) != (status.role, status.outer_step):
+            self.since[peer] = now
         motion = self._motions.setdefault(peer, _Motion(status.progress, now))
         if known is None:
             motion.progress, motion.at = status.progress, now

@@ -596,6 +596,9 @@ class Round:
 
     def _give_up(self, step: Step, now: float) -> list[Action]:
         """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
+        if self.roster.lost_until(now) is not None:
+            # Who has the results may be back in a moment.
+            return []
         commit, step.failed_fetches = step.commit, step.failed_fetches + 1
         if step.failed_fetches < MOST_ASKS or commit is None:
             return []
