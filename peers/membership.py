@@ -26,6 +26,8 @@ RETRY_MOST_S = 60.0
 RETRY_GROWTH = 1.2
 # Dead peers whose records have not expired yet are forgotten beyond this many, oldest contact first.
 MOST_KNOWN = 1024
+# Addresses that are worth keeping for the next start.
+MOST_REMEMBERED = 256
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,9 @@ class Membership:
         return {peer: link.status for peer, link in sorted(self._links.items()) if link.sending and link.status}
 
     def addresses(self) -> tuple[str, ...]:
-        """Where the linked peers said that they can be dialled."""
-        return tuple(address for _, link in sorted(self._links.items()) if link.up for address in link.addresses)
+        """Where the peers that were heard last said that they can be dialled, the linked ones first."""
+        links = sorted(self._links.values(), key=lambda link: (not link.up, -link.last_heard))
+        return tuple(address for link in links for address in link.addresses)[:MOST_REMEMBERED]
 
     def next_deadline(self) -> float | None:
         deadlines = [link.silent_at for link in self._links.values() if link.open]

@@ -9,6 +9,8 @@ from peers.wire import Codec, Digest, Length, PeerId, RunId
 PROTOCOL_VERSION = 2
 """Peers of different versions refuse each other at the first frame."""
 
+MAX_RECORDS = 32
+
 Addresses = Annotated[tuple[Annotated[str, Length(1, 256)], ...], Length(0, 16)]
 
 
@@ -59,6 +61,16 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Introduction:
+    """Sealed member records of the sender and of those it is linked with, each signed by whom it is of.
+
+    The DHT knows them as well, but not at once, and a part of it may be away.
+    """
+
+    records: Annotated[tuple[Annotated[bytes, Length(1, 4096)], ...], Length(0, MAX_RECORDS)]
+
+
+@dataclass(frozen=True)
 class Goodbye:
     """A polite end: the sender is leaving and expects to be counted out at once."""
 
@@ -79,5 +91,5 @@ class MemberRecord:
     left: bool
 
 
-CONTROL = Codec(Hello, Heartbeat, Lost, Goodbye)
+CONTROL = Codec(Hello, Heartbeat, Lost, Introduction, Goodbye)
 RECORD = Codec(MemberRecord)

@@ -17,6 +17,7 @@ from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.identity import Identity
 from peers.membership import (
     HEARTBEAT_S,
+    MOST_KNOWN,
     Changed,
     Dial,
     DialFailed,
@@ -35,12 +36,14 @@ from peers.membership import (
 )
 from peers.messages import (
     CONTROL,
+    MAX_RECORDS,
     PROTOCOL_VERSION,
     RECORD,
     Addresses,
     Goodbye,
     Heartbeat,
     Hello,
+    Introduction,
     Lost,
     MemberRecord,
     Status,
@@ -85,17 +88,18 @@ def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list
     Dropped without a word, since anyone can write them: forged, expired, of another run, under another peer's sub-key,
     of a peer that left, or with an expiry further away than any honest writer sets.
     """
-    known = []
-    for peer, value in sorted(values.items()):
-        try:
-            signer, body = unseal(value, MEMBER_CONTEXT, peer)
-            record: MemberRecord = RECORD.decode(body, peer)
-        except ProtocolViolation:
-            continue
-        fresh = now_unix < record.expires_at <= now_unix + 2 * RECORD_TTL_S
-        if signer == peer and record.run_id == run_id and fresh and not record.left:
-            known.append(Known(peer, record.addresses))
-    return known
+    read = [(peer, _read_record(value, run_id, now_unix)) for peer, value in sorted(values.items())]
+    return [known for peer, known in read if known is not None and known.peer == peer]
+
+
+def _read_record(value: bytes, run_id: str, now_unix: float) -> Known | None:
+    try:
+        signer, body = unseal(value, MEMBER_CONTEXT, "")
+        record: MemberRecord = RECORD.decode(body, signer)
+    except ProtocolViolation:
+        return None
+    fresh = now_unix < record.expires_at <= now_unix + 2 * RECORD_TTL_S
+    return Known(signer, record.addresses) if record.run_id == run_id and fresh and not record.left else None
 
 
 class Mesh:
@@ -131,6 +135,9 @@ class Mesh:
         self._writers: dict[str, asyncio.Task[None]] = {}
         self._addresses: Addresses = ()
         self._records: dict[str, bytes] = {}
+        """What the DHT had at the last look."""
+        self._introductions: dict[str, bytes] = {}
+        """The record of each peer, this one included, as far as one that holds was seen."""
         self._known: dict[str, Addresses] = {}
         for address in known:
             peer = address.rpartition("/p2p/")[2]
@@ -186,6 +193,7 @@ class Mesh:
         expires_at = self._unix_time() + RECORD_TTL_S
         record = MemberRecord(self._run_id, self._addresses, expires_at, left)
         value = seal(self._identity, MEMBER_CONTEXT, RECORD.encode(record))
+        self._introductions[self.peer] = value
         await self._discovery.store(self._key, self.peer, value, expires_at)
 
     @property
@@ -204,9 +212,19 @@ class Mesh:
             news = {peer: value for peer, value in found.items() if self._records.get(peer) != value}
             self._records = found
             for known in read_records(news, self._run_id, self._unix_time()):
-                self._handle(known)
+                self._meet(known, news[known.peer])
             # Until somebody is found this is all that there is to do.
             await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
+
+    def _meet(self, known: Known, record: bytes) -> None:
+        if known.peer in self._introductions or len(self._introductions) < MOST_KNOWN:
+            self._introductions[known.peer] = record
+        self._handle(known)
+
+    def _introduction(self) -> Introduction:
+        linked = [self.peer, *self._machine.members()]
+        records = [self._introductions[peer] for peer in linked if peer in self._introductions]
+        return Introduction(tuple(records[:1] + self._rng.sample(records[1:], min(len(records) - 1, MAX_RECORDS - 1))))
 
     async def _keep_time(self) -> None:
         loop = asyncio.get_running_loop()
@@ -267,6 +285,7 @@ class Mesh:
         try:
             hello = Hello(PROTOCOL_VERSION, self._run_id, self._addresses, self._status)
             await self._send(stream, _OWN + CONTROL.encode(hello))
+            await self._send(stream, _OWN + CONTROL.encode(self._introduction()))
             self._queues[peer] = queue
             self._handle(Dialled(peer))
             watching = self._tasks.create_task(_watch(stream, queue))
@@ -329,15 +348,21 @@ class Mesh:
             case Lost(lost):
                 self._handle(Heard(peer, None))
                 self._handle(Doubted(lost))
+            case Introduction(records):
+                self._handle(Heard(peer, None))
+                for record in records:
+                    known = _read_record(record, self._run_id, self._unix_time())
+                    if known is not None and self._introductions.get(known.peer) != record:
+                        self._meet(known, record)
             case Goodbye(reason):
                 self._handle(Ended(peer, f"left: {reason}", left=True))
             case _:
                 raise ProtocolViolation(peer, "a second greeting on one stream")
 
-    def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Lost | Goodbye:
+    def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Lost | Introduction | Goodbye:
         if frame[:1] != _OWN:
             raise ProtocolViolation(peer, "unknown kind of control frame")
-        message: Hello | Heartbeat | Lost | Goodbye = CONTROL.decode(frame[1:], peer)
+        message: Hello | Heartbeat | Lost | Introduction | Goodbye = CONTROL.decode(frame[1:], peer)
         return message
 
 

@@ -42,6 +42,8 @@ MANIFEST_PROTOCOL = "atoll-manifest-1"
 MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
 PORT_FILE = "port"
+# Of the addresses in the folder, those that were heard last, this many open the DHT.
+MOST_BOOTSTRAP = 16
 # Saving takes at most this share of the time: small models are saved at every outer step.
 SAVING_SHARE = 0.05
 LOOK_BACK_S = 5.0
@@ -56,7 +58,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
     """
     view = View()
     async with AsyncExitStack() as stack:
-        known = _known_addresses(peer_config.folder)
+        known = _known_addresses(peer_config.folder)[:MOST_BOOTSTRAP]
         peer = await _Peer.go_online(stack, peer_config, known, view, alone=True)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, peer.identity.peer)
@@ -80,7 +82,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
     """
     view = View()
     async with AsyncExitStack() as stack:
-        known = (*invite.addresses, *_known_addresses(peer_config.folder))
+        known = (*invite.addresses, *_known_addresses(peer_config.folder)[:MOST_BOOTSTRAP])
         manifest = _kept_manifest(peer_config.folder)
         if manifest is not None and manifest.run_id != invite.run_id:
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
@@ -374,7 +376,7 @@ def _lock(path: Path) -> Callable[[], None]:
 
 
 def _known_addresses(folder: Path) -> tuple[str, ...]:
-    """Where the members of the folder's run could be dialled when it was last used."""
+    """Where the members of the folder's run could be dialled when it was last used, those heard last first."""
     with suppress(FileNotFoundError):
         return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
     return ()

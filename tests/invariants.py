@@ -153,5 +153,7 @@ class Ledger:
                 counted[entry.peer] = counted.get(entry.peer, 0.0) + entry.weight * share
         for peer, tokens in counted.items():
             # A trainer cuts carried tokens down to whole ones, so it can only be less.
-            assert tokens <= self.trained[peer] + 1e-6, f"validity: {tokens} tokens of {peer[-6:]} counted, who trained {self.trained[peer]}"
+            assert tokens <= self.trained[peer] + 1e-6, (
+                f"validity: {tokens} tokens of {peer[-6:]} counted, who trained {self.trained[peer]}"
+            )
         return counted
