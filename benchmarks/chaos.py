@@ -26,7 +26,8 @@ from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
 
 from runtime.demo.processes import PeerProcess
-from runtime.demo.storm import Storm, toll
+from runtime.demo.storm import Storm
+from runtime.demo.toll import toll
 
 # A storm of real life runs this many times as fast here: faults an hour are multiplied by it.
 STORM_SPEED = 5

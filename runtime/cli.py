@@ -19,6 +19,8 @@ from runtime.runfile import load_run_file, render_run_file
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+# One a second: beyond it, peers die while they start.
+MOST_FAULTS_PER_HOUR = 3600
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -211,19 +213,33 @@ def demo(
     seed: Annotated[
         int, typer.Option(callback=_within(0, 2**63 - 1), metavar="N", help="Seed of the initial weights.")
     ] = 0,
+    storm: Annotated[
+        float | None,
+        typer.Option(metavar="PER_HOUR", help="Kill so many an hour, each comes back."),
+    ] = None,
     workdir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Empty or new folder for logs and report.json.", show_default="temporary"),
     ] = None,
 ) -> int:
     """Train a small model with a swarm on this machine, and report on it."""
+    if storm is not None:
+        if not 0 < storm <= MOST_FAULTS_PER_HOUR:
+            raise ConfigError(
+                f"--storm is {storm:g}, but must be above 0 and at most {MOST_FAULTS_PER_HOUR} faults an hour"
+            )
+        if peers < 2:
+            raise ConfigError("a storm spares the last peer, so it needs --peers 2 or more")
+        kill = late_joiner = False
     if kill and peers < 2:
         raise ConfigError("the demo kills one of the joiners, and with --peers 1 there is none; say --no-kill")
     if late_joiner and outer_steps < 5:
         raise ConfigError("the late joiner needs a run of at least 5 outer steps to come late to; say --no-late-joiner")
     from runtime.demo.run import DemoOptions, run_demo
 
-    return run_demo(DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir=workdir))
+    return run_demo(
+        DemoOptions(peers, outer_steps, inner_steps, data, kill, late_joiner, seed, workdir=workdir, storm=storm)
+    )
 
 
 def _peer_config(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from runtime.config import InnerSection, OuterSection, RunConfig
-from runtime.demo.processes import Tail
-from runtime.demo.report import Demo, Event, Happening, build_report, byte_words, parse_events, ranges, render_report
+from runtime.demo.logs import Event, Tail, parse_events
+from runtime.demo.report import Demo, Happening, build_report, byte_words, ranges, render_report
 
 STEPS, INNER, BATCH, CONTEXT, P = 4, 10, 2, 8, 1000
 FULL = INNER * BATCH * CONTEXT
@@ -37,6 +37,7 @@ def committed(step: int, peer: str, members: dict[str, int], **changed: Any) -> 
         "anchor_sha256": f"{step + 100:064x}",
         "members": [IDS[name] for name in members],
         "weights": list(members.values()),
+        "live": len(members),
         "loss": 3.0 - step / 10,
         "round_s": 0.1 * int(peer[-1]),
         "forming_s": 0.01 * int(peer[-1]),
@@ -63,7 +64,7 @@ def good_logs() -> dict[str, list[Event]]:
     return logs
 
 
-KILLED = dataclasses.replace(DEMO, killed=Happening("peer-3", 3, mid_round=True))
+KILLED = dataclasses.replace(DEMO, killed=Happening("peer-3", 3, mid_round=True), down=frozenset({"peer-3"}))
 
 
 def test_a_good_run_has_no_problems_and_its_figures() -> None:

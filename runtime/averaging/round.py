@@ -19,17 +19,13 @@ from runtime.averaging.events import (
     ContributionArrived,
     ContributionReady,
     Event,
-    Fetch,
     FetchFailed,
     Follow,
     ForwardCommit,
     MessageFrom,
-    Reduce,
     Report,
     ResultReady,
-    Resync,
     Send,
-    SendContribution,
     SendResult,
     StepBegun,
     StopTraining,
@@ -37,16 +33,16 @@ from runtime.averaging.events import (
     SyncFailed,
     Tick,
 )
+from runtime.averaging.histories import BEHIND_S, Histories
 from runtime.averaging.leader import Leader
 from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Past, Ready
 from runtime.averaging.pace import Pace
+from runtime.averaging.reducer import Reducer
 from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step, Terms
 
-# A heartbeat tells that others are ahead up to a second late; a commit on its way needs less than another.
-BEHIND_S = 1.5
-# Asking for one commit so often without an answer means that nobody keeps it any more.
-MOST_ASKS = 3
+# As often as this, a second apart, the results of a commit are fetched in vain before it is given up.
+MOST_FETCHES = 3
 
 
 class Round:
@@ -59,9 +55,10 @@ class Round:
         self.pace, self.roster = Pace(), Roster(peer)
         self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
         self._leader = Leader(self.terms, self.roster, self.pace)
+        self._reducer = Reducer(self.terms, self.roster, self.pace)
+        self._histories = Histories(self.roster)
         self._alive = self.roster.alive
         self._early: dict[str, Ready] = {}
-        self._forks: dict[str, bytes] = {}
         self._still: set[str] = set()
         self._step: Step | None = None
         self._now = 0.0
@@ -104,13 +101,13 @@ class Round:
             return None
         deadlines = [step.fetch_at] if step.fetch_at is not None else []
         if step.commit is None:
-            if step.behind_since is not None and not step.resyncing:
-                deadlines.append(step.behind_since + BEHIND_S)
+            if (ask_at := self._histories.ask_at(step)) is not None:
+                deadlines.append(ask_at)
             if step.first_ready_at is not None and step.own is None and not step.stop_sent:
                 deadlines.append(self._leader.stop_at(step, now))
             if step.own is not None:
                 deadlines += self._own_deadlines(step, now)
-            deadlines += [self._shares_by(step, shard) for shard in step.collecting() if self._enough(step, shard)]
+            deadlines += self._reducer.deadlines(step)
         return min(deadlines, default=None)
 
     def _own_deadlines(self, step: Step, now: float) -> list[float]:
@@ -146,7 +143,7 @@ class Round:
             case MessageFrom(sender, message):
                 return self._on_message(step, sender, message, now)
             case ContributionArrived(plan_id, shard, sender):
-                return self._on_arrived(step, plan_id, shard, sender, now)
+                return self._reducer.on_arrived(step, plan_id, shard, sender, now)
             case ResultReady():
                 return self._on_result(step, event, now)
             case FetchFailed(_, shard, digest):
@@ -174,11 +171,9 @@ class Round:
             if sender in self._alive and ready.outer_step == step.outer_step:
                 actions += self._on_ready(step, sender, ready, now)
         for peer, status in self.roster.members():
-            actions += self._compare(step, peer, status)
-        self._notice_behind(step, now)
-        if step.behind_since is not None:
-            # It came late to the step: its commit has been sent to everyone already.
-            step.behind_since = now - BEHIND_S
+            actions += self._histories.compare(step, peer, status)
+        # It came late to the step: its commit has been sent to everyone already.
+        self._histories.notice_behind(step, now - BEHIND_S)
         return actions
 
     def _on_status(self, peer: str, status: Status, now: float) -> list[Action]:
@@ -186,14 +181,14 @@ class Round:
         step = self._step
         if step is None or step.applying:
             return []
-        actions = self._compare(step, peer, status)
+        actions = self._histories.compare(step, peer, status)
         if peer in self._still and now < self.roster.still_at(peer):
             self._still.discard(peer)
             actions.append(Report("member_moves", (("member", peer),)))
-        self._notice_behind(step, now)
+        self._histories.notice_behind(step, now)
         if new_member and step.own is not None and step.commit is None:
             actions.append(Send(peer, step.own_ready()))
-            actions += self._send_again(step, peer)
+            actions += self._reducer.send_again(step, peer)
         return actions
 
     def _on_contribution(self, step: Step, event: ContributionReady, now: float) -> list[Action]:
@@ -271,94 +266,13 @@ class Round:
         return self._follow(step, descriptor, now)
 
     def _follow(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
-        known, step.descriptor, step.followed_at = step.descriptor, descriptor, now
-        if descriptor.attempt > step.attempt:
-            step.attempt, step.leading, step.attempt_at = descriptor.attempt, None, now
-        if known is None or known.plan_id != descriptor.plan_id:
-            step.forget_plan()
-        actions: list[Action] = [Follow(descriptor)]
-        if self.peer not in descriptor.peers:
-            return actions
-        me = descriptor.peers.index(self.peer)
-        for shard, reducer in enumerate(descriptor.reducers):
-            if digest := descriptor.settled[shard]:
-                if (shard, digest) in step.here:
-                    step.held[shard], step.holder[shard] = digest, reducer
-                else:
-                    step.held.pop(shard, None)
-                    actions += self._fetch(step, descriptor, shard, digest)
-                continue
-            if shard in step.held and step.holder[shard] != reducer:
-                del step.held[shard]
-            if reducer != me or shard not in step.held:
-                step.reduced.discard(shard)
-            if step.contributes and (shard, reducer) not in step.sent:
-                step.sent.add((shard, reducer))
-                if reducer == me:
-                    step.arrived.setdefault(shard, set()).add(me)
-                else:
-                    actions.append(SendContribution(descriptor, shard, descriptor.peers[reducer]))
-        for shard in range(descriptor.n_shards):
-            actions += self._tell(step, shard, now) if shard in step.held else self._reduce(step, shard, now)
+        actions = self._reducer.follow(step, descriptor, now)
+        if self.peer in descriptor.peers:
+            for shard in range(descriptor.n_shards):
+                actions += (
+                    self._tell(step, shard, now) if shard in step.held else self._reducer.reduce(step, shard, now)
+                )
         return actions
-
-    def _send_again(self, step: Step, peer: str) -> list[Action]:
-        """What a peer that is back may have lost with its connection: the share for it to reduce, and my results."""
-        descriptor = step.descriptor
-        if descriptor is None or peer not in descriptor.peers or not step.contributes:
-            return []
-        again: list[Action] = []
-        for shard, reducer in enumerate(descriptor.reducers):
-            if descriptor.settled[shard]:
-                continue
-            if descriptor.peers[reducer] == peer:
-                step.sent.add((shard, reducer))
-                again.append(SendContribution(descriptor, shard, peer))
-            elif descriptor.peers[reducer] == self.peer and shard in step.held:
-                again.append(SendResult(descriptor, shard, (peer,)))
-        return again
-
-    def _fetch(self, step: Step, descriptor: Descriptor, shard: int, digest: bytes) -> list[Action]:
-        if (shard, digest) in step.fetching:
-            return []
-        step.fetching.add((shard, digest))
-        leader_first = sorted(self._alive, key=lambda peer: (peer != descriptor.leader, peer))
-        return [Fetch(descriptor, shard, digest, tuple(leader_first))]
-
-    def _on_arrived(self, step: Step, plan_id: bytes, shard: int, sender: str, now: float) -> list[Action]:
-        descriptor = step.descriptor
-        if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
-            return []
-        step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
-        if 2 * len(step.arrived[shard]) > len(descriptor.peers):
-            step.half_arrived_at.setdefault(shard, now)
-        return self._reduce(step, shard, now)
-
-    def _enough(self, step: Step, shard: int) -> bool:
-        return len(step.arrived.get(shard, ())) >= self.terms.quorum
-
-    def _shares_by(self, step: Step, shard: int) -> float:
-        """When the shares of a shard that are not here are given up."""
-        assert step.descriptor is not None
-        n_members, n_arrived = len(step.descriptor.peers), len(step.arrived.get(shard, ()))
-        half_at = step.half_arrived_at.get(shard)
-        return self.pace.shares_by(step.followed_at, half_at, n_members, n_members - n_arrived)
-
-    def _reduce(self, step: Step, shard: int, now: float) -> list[Action]:
-        """Reduce a shard once every member's share is here, or the member gone, or its time over."""
-        if shard not in step.collecting():
-            return []
-        assert step.descriptor is not None
-        arrived = step.arrived.get(shard, set())
-        waiting = [
-            peer
-            for index, peer in enumerate(step.descriptor.peers)
-            if index not in arrived and peer in self._alive and peer != self.peer
-        ]
-        if (waiting and now < self._shares_by(step, shard)) or not self._enough(step, shard):
-            return []
-        step.reduced.add(shard)
-        return [Reduce(step.descriptor, shard, tuple(sorted(arrived)))]
 
     def _on_result(self, step: Step, event: ResultReady, now: float) -> list[Action]:
         descriptor, shard = step.descriptor, event.shard
@@ -413,7 +327,7 @@ class Round:
         if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
             return []
         if descriptor.lineage != step.lineage:
-            return self._other_history(step, sender, descriptor.lineage)
+            return self._histories.other_history(step, sender, descriptor.lineage)
         if reason := step.misfit(descriptor):
             return [Strike(sender, f"commit of a {reason}")]
         if len(commit.digests) != descriptor.n_shards:
@@ -446,11 +360,11 @@ class Round:
         led = step is not None and step.leader(self.roster, now) == peer
         self.roster.down(peer, left, now)
         self._early.pop(peer, None)
-        self._forks.pop(peer, None)
+        self._histories.down(peer)
         self._still.discard(peer)
         if step is None or step.applying:
             return []
-        self._notice_behind(step, now)
+        self._histories.notice_behind(step, now)
         if step.commit is not None:
             step.fetch_at = now
             return self._on_tick(step, now)
@@ -462,7 +376,7 @@ class Round:
             return self._next_attempt(step, step.attempt + 1, now)
         if replaced := self._replace(step, now):
             return replaced
-        actions = [action for shard in step.collecting() for action in self._reduce(step, shard, now)]
+        actions = [action for shard in step.collecting() for action in self._reducer.reduce(step, shard, now)]
         return actions + self._lead(step, now)
 
     def _replace(self, step: Step, now: float) -> list[Action]:
@@ -484,65 +398,11 @@ class Round:
             return max(step.followed_at, step.attempt_at) + attempt_s
         return max(self._leader.begin_by(step, now), step.attempt_at) + attempt_s
 
-    # Others ahead, and other histories of the run.
-
-    def _notice_behind(self, step: Step, now: float) -> None:
-        if not self.roster.ahead(step.position):
-            step.behind_since = None
-        elif step.behind_since is None:
-            step.behind_since = now
-
-    def _compare(self, step: Step, peer: str, status: Status) -> list[Action]:
-        """Find a fork by what a member says of itself: the lighter side is told, or goes over."""
-        if peer not in dict(self.roster.members()) or status.outer_step not in self.roster.lineages:
-            return []
-        if not self.roster.on_fork(status):
-            if self._forks.pop(peer, None) is None:
-                return []
-            healed = (("member", peer), ("outer_step", status.outer_step), ("lineage", status.lineage.hex()))
-            return [Report("fork_healed", healed)]
-        news = self._forks.get(peer) != status.lineage
-        actions = self._found_fork(step, peer, status.lineage)
-        if status.position > step.position:
-            return actions + self._resync(step, "this peer is on the lighter side of a fork")
-        if news:
-            actions.append(Send(peer, Past(status.outer_step, self.roster.lineages[status.outer_step])))
-        return actions
-
-    def _found_fork(self, step: Step, peer: str, lineage: bytes) -> list[Action]:
-        known, self._forks[peer] = peer in self._forks, lineage
-        if known:
-            return []
-        status = self._alive[peer]
-        found = (
-            ("member", peer),
-            ("outer_step", status.outer_step),
-            ("lineage", status.lineage.hex()),
-            ("tokens", status.tokens),
-            ("own_tokens", step.tokens),
-        )
-        return [Report("fork_found", found)]
-
-    def _other_history(self, step: Step, sender: str, lineage: bytes) -> list[Action]:
-        """A member is past this step with another lineage before it, or without keeping its commit (empty)."""
-        if sender not in self._alive or self._alive[sender].position <= step.position:
-            return []
-        if lineage in (b"", step.lineage):
-            return self._resync(step, f"the commit of outer step {step.outer_step} is not kept any more")
-        found = self._found_fork(step, sender, lineage)
-        return found + self._resync(step, "this peer is on the lighter side of a fork")
-
-    def _resync(self, step: Step, reason: str) -> list[Action]:
-        if step.resyncing:
-            return []
-        step.resyncing = True
-        return [Resync(reason)]
-
     def _on_sync_failed(self, step: Step, peer: str, refuted: bool, now: float) -> list[Action]:
         if refuted:
             self.roster.refute(peer)
         step.resyncing, step.behind_since, step.asks = False, None, 0
-        self._notice_behind(step, now)
+        self._histories.notice_behind(step, now)
         return self._lead(step, now)
 
     def _on_message(self, step: Step, sender: str, message: object, now: float) -> list[Action]:
@@ -559,21 +419,16 @@ class Round:
                 return [ForwardCommit(sender, outer_step)]
             case Past(outer_step, lineage):
                 here = outer_step == step.outer_step and step.commit is None
-                return self._other_history(step, sender, lineage) if here else []
+                return self._histories.other_history(step, sender, lineage) if here else []
         raise TypeError(f"no such message: {message!r}")
 
     def _on_tick(self, step: Step, now: float) -> list[Action]:
         actions: list[Action] = []
-        late = step.behind_since is not None and now >= step.behind_since + BEHIND_S
-        if late and step.commit is None and not step.resyncing:
-            if step.asks >= MOST_ASKS:
-                return self._resync(step, f"nobody has the commit of outer step {step.outer_step}")
-            step.asks, step.behind_since = step.asks + 1, now
-            ahead = self.roster.ahead(step.position)[:3]
-            return [Send(peer, CommitRequest(step.outer_step)) for peer in ahead]
+        if asked := self._histories.ask(step, now):
+            return asked
         if step.fetch_at is not None and now >= step.fetch_at:
             step.fetch_at = None
-            actions += self._fetch_missing(step)
+            actions += self._reducer.fetch_missing(step)
         if step.commit is not None:
             return actions
         waited_for = step.own is None and step.first_ready_at is not None and not step.stop_sent
@@ -586,7 +441,7 @@ class Round:
             if electable and now >= self._attempt_ends(step, now):
                 return actions + self._next_attempt(step, step.attempt + 1, now)
         for shard in step.collecting():
-            actions += self._reduce(step, shard, now)
+            actions += self._reducer.reduce(step, shard, now)
         return actions + (self._replace(step, now) or self._lead(step, now))
 
     def _count_out_still(self, step: Step, now: float) -> list[Action]:
@@ -600,28 +455,16 @@ class Round:
             # Who has the results may be back in a moment.
             return []
         commit, step.failed_fetches = step.commit, step.failed_fetches + 1
-        if step.failed_fetches < MOST_ASKS or commit is None:
+        if step.failed_fetches < MOST_FETCHES or commit is None:
             return []
         step.failed_fetches = 0
         if self.roster.ahead(step.position):
-            return self._resync(step, f"nobody has the results of outer step {step.outer_step} any more")
+            return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step} any more")
         step.lost.add(commit)
         step.commit, step.descriptor, step.fetch_at = None, None, None
         step.forget_plan()
         lost: list[Action] = [Report("commit_lost", (("outer_step", step.outer_step),))]
         return lost + self._next_attempt(step, step.attempt + 1, now)
-
-    def _fetch_missing(self, step: Step) -> list[Action]:
-        descriptor = step.descriptor
-        if descriptor is None:
-            return []
-        wanted = step.commit.digests if step.commit else descriptor.settled
-        return [
-            action
-            for shard, digest in enumerate(wanted)
-            if digest and shard not in step.held
-            for action in self._fetch(step, descriptor, shard, digest)
-        ]
 
     def validate(self) -> None:
         """Every invariant of one peer's view; the ones between peers are checked where all can be seen."""

@@ -10,33 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers.identity import Identity
-from runtime.demo.report import Event, parse_events
+from runtime.demo.logs import Event, Tail, parse_events
 
 # Issue and manual promise that a peer says goodbye within five seconds of SIGTERM.
 GOODBYE_S = 5.0
 # One training thread each: the peers share this machine's cores.
 PEER_FLAGS = ("--threads", "1", "--exit-with-stdin")
-
-
-class Tail:
-    """Reads what a growing file has gained, line by line; half a line is kept until it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._rest = b""
-
-    def read(self) -> bytes:
-        """The whole lines written since the last call; nothing while there is no file."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                new = file.read()
-        except FileNotFoundError:
-            return b""
-        self._offset += len(new)
-        lines, newline, self._rest = (self._rest + new).rpartition(b"\n")
-        return lines + newline
 
 
 class PeerProcess:

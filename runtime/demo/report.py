@@ -1,18 +1,16 @@
 """From the peers' event logs to the demo's report and its table. Nothing here starts, waits or measures."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 
 from runtime.config import RunConfig
-
-Event = Mapping[str, Any]
+from runtime.demo.logs import Event
+from runtime.demo.toll import Toll
 
 FLOAT32_BYTES = 4
 
@@ -42,6 +40,9 @@ class Demo:
     late: Happening | None = None
     problems: tuple[str, ...] = ()
     """What went wrong with the processes themselves."""
+    down: frozenset[str] = frozenset()
+    """Peers that were killed and not alive again when the run ended."""
+    storm: Toll | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Round:
     attempt: int
     members: tuple[str, ...]
     """Whose contribution is in."""
+    live: int
+    """Members that were there when it was committed, as those who committed it saw it."""
     tokens: int
     loss: float | None
     """Mean training loss of the members; None if nobody had one."""
@@ -89,23 +92,15 @@ class Report:
     late_joiner: Happening | None
     participation: Mapping[str, Sequence[int]]
     """Outer steps that have the peer's contribution."""
+    held: Mapping[str, int]
+    """How many outer steps the peer has committed: it was there, in the group or not."""
+    participation_mean: float | None
+    """Members of a step over those that were there; mean over the steps."""
     bytes_sent: int
     bytes_data_parallel: int
+    storm: Toll | None
     problems: Sequence[str]
     """Why the exit code is 1; empty if it is 0."""
-
-
-def parse_events(data: bytes) -> list[Event]:
-    """The events in a log, of whose last line a killed writer may have left a part. Parts are skipped."""
-    events: list[Event] = []
-    for line in data.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "event" in event:
-            events.append(event)
-    return events
 
 
 def build_report(logs: Mapping[str, Sequence[Event]], demo: Demo) -> Report:
@@ -119,7 +114,7 @@ def build_report(logs: Mapping[str, Sequence[Event]], demo: Demo) -> Report:
     bytes_data_parallel = round(sum(_data_parallel_bytes(done, demo) for done in rounds))
     outer_steps = next(step for step in range(len(rounds) + 1) if step + 1 not in commits)
     anchors_equal = bool(commits) and all(
-        len({(commit["anchor_sha256"], commit["lineage"]) for commit in of_step}) == 1 for of_step in commits.values()
+        _agree(of_step, may_fork=demo.storm is not None and step != max(commits)) for step, of_step in commits.items()
     )
     val_loss_start = _val_loss(logs, 0)
     val_loss_end = _val_loss(logs, demo.config.outer.steps)
@@ -136,8 +131,11 @@ def build_report(logs: Mapping[str, Sequence[Event]], demo: Demo) -> Report:
         killed_peer=demo.killed,
         late_joiner=demo.late,
         participation=participation,
+        held={name: len({event["outer_step"] for event in _commits(logs.get(name, ()))}) for name in demo.peer_ids},
+        participation_mean=fmean(len(done.members) / done.live for done in rounds) if rounds else None,
         bytes_sent=bytes_sent,
         bytes_data_parallel=bytes_data_parallel,
+        storm=demo.storm,
         problems=[*demo.problems, *_problems(demo, outer_steps, totals, anchors_equal, val_loss_start, val_loss_end)],
     )
 
@@ -150,10 +148,19 @@ def _median(values: Iterable[float | None]) -> float | None:
 def _commits_by_step(logs: Mapping[str, Sequence[Event]]) -> dict[int, list[Event]]:
     commits: dict[int, list[Event]] = {}
     for events in logs.values():
-        for event in events:
-            if event["event"] == "outer_step_committed":
-                commits.setdefault(event["outer_step"], []).append(event)
+        for event in _commits(events):
+            commits.setdefault(event["outer_step"], []).append(event)
     return commits
+
+
+def _commits(events: Sequence[Event]) -> list[Event]:
+    return [event for event in events if event["event"] == "outer_step_committed"]
+
+
+def _agree(commits: Sequence[Event], may_fork: bool) -> bool:
+    """Whether peers that committed the same outer step, or of a fork the same history, hold the same parameters."""
+    held = {(commit["lineage"], commit["anchor_sha256"]) for commit in commits}
+    return len(held) == (len({lineage for lineage, _ in held}) if may_fork else 1)
 
 
 def _round(outer_step: int, commits: Sequence[Event], names: Mapping[str, str]) -> Round:
@@ -165,6 +172,7 @@ def _round(outer_step: int, commits: Sequence[Event], names: Mapping[str, str]) 
         outer_step=outer_step,
         attempt=commits[0]["attempt"],
         members=tuple(sorted(names.get(member, member) for member in commits[0]["members"])),
+        live=max(len(commits[0]["members"]), *(commit["live"] for commit in commits)),
         tokens=sum(commits[0]["weights"]),
         loss=commits[0]["loss"],
         round_s=max(measured("round_s"), default=None),
@@ -177,7 +185,7 @@ def _totals(name: str, events: Sequence[Event]) -> PeerTotals:
         # Counters only grow; a killed peer's count up to the last line that it wrote.
         return max((event[key] for event in events if key in event), default=0)
 
-    committed = [event["outer_step"] for event in events if event["event"] == "outer_step_committed"]
+    committed = [event["outer_step"] for event in _commits(events)]
     return PeerTotals(
         name, max(committed, default=0), last("bytes_sent"), last("bytes_received"), last("state_bytes_sent")
     )
@@ -217,11 +225,7 @@ def _problems(
     problems = []
     if outer_steps < wanted:
         problems.append(f"only {outer_steps} of {wanted} outer steps were committed")
-    behind = [
-        total
-        for name, total in totals.items()
-        if total.last_outer_step < wanted and not (demo.killed and demo.killed.peer == name)
-    ]
+    behind = [total for name, total in totals.items() if total.last_outer_step < wanted and name not in demo.down]
     problems += [f"{total.peer} ended at outer step {total.last_outer_step} of {wanted}" for total in behind]
     if outer_steps and not anchors_equal:
         problems.append("the anchors differ: peers that committed the same outer step hold different parameters")
@@ -237,13 +241,14 @@ def _problems(
 def render_report(report: Report) -> Group:
     """Two tables that fit 80 columns: who took part in what, and how the run went."""
     who = Table(title="Who took part", title_justify="left")
-    for header in ("peer", "outer steps", "of", "sent", "received", ""):
-        who.add_column(header, justify="right" if header in ("of", "sent", "received") else "left")
+    for header in ("peer", "in outer steps", "in", "there", "sent", "received", ""):
+        who.add_column(header, justify="left" if header in ("peer", "in outer steps", "") else "right")
     for name, total in report.peers.items():
         who.add_row(
             name,
             ranges(report.participation[name]),
-            f"{len(report.participation[name])}/{len(report.rounds)}",
+            str(len(report.participation[name])),
+            str(report.held[name]),
             byte_words(total.bytes_sent),
             byte_words(total.bytes_received),
             _fate(name, report),
@@ -269,6 +274,7 @@ def _figures(report: Report) -> list[tuple[str, str]]:
         ("outer steps", str(report.outer_steps)),
         ("validation loss", f"{_number(report.val_loss_start)} -> {_number(report.val_loss_end)} nats/byte"),
         ("all anchors bit-equal", "yes" if report.anchors_equal else "NO"),
+        ("participation", f"{report.participation_mean or 0.0:.0%} of the peers that were there, in the mean step"),
         (
             "bytes sent",
             f"{byte_words(report.bytes_sent)}; data-parallel float32 sends {byte_words(report.bytes_data_parallel)}"
@@ -278,6 +284,10 @@ def _figures(report: Report) -> list[tuple[str, str]]:
     if round_s:
         figures.append(("round time", f"median {median(round_s):.3f} s, longest {round_s[-1]:.3f} s"))
         figures.append(("group forming", f"median {_number(report.group_forming_s_median)} s"))
+    if storm := report.storm:
+        back = "" if storm.back_s is None else f", each back after {storm.back_s:.1f} s in the median"
+        figures.append(("storm", f"{storm.faults} kills{back}; {storm.forks} outer steps on a fork"))
+        figures.append(("step efficiency", f"{storm.efficiency:.0%} of what the living train in a calm step"))
     return [*figures, ("wall time", f"{report.wall_s:.1f} s")]
 
 

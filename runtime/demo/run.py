@@ -1,7 +1,8 @@
-"""``atoll demo``: a swarm of real processes on this machine, one of them killed, one of them late."""
+"""``atoll demo``: a swarm of real processes on this machine, one of them killed, one of them late; or a storm."""
 
 import json
 import math
+import random
 import signal
 import tempfile
 import time
@@ -16,6 +17,8 @@ from rich.console import Console
 from runtime.config import RunConfig
 from runtime.demo.processes import PeerProcess, end_all
 from runtime.demo.report import Demo, Happening, build_report, render_report
+from runtime.demo.storm import RESTART_S, Storm
+from runtime.demo.toll import Toll, toll
 from runtime.demo.view import DemoView
 from runtime.errors import ConfigError
 from runtime.runfile import render_run_file
@@ -29,6 +32,8 @@ POLL_S = 0.05
 OPENING_TIMEOUT_S = 120.0
 # By then every peer has the last outer step or is about to; a goodbye takes five seconds at most.
 FINISH_TIMEOUT_S = 30.0
+# A storm ends so long before the run does, by its pace: who was killed last is back in time.
+CALM_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class DemoOptions:
     """Fewest contributions to a step; None for half of the peers, so that the first does not run ahead alone."""
     workdir: Path | None = None
     """None for a temporary folder, which stays."""
+    storm: float | None = None
+    """Kills an hour, each followed by a new start; None for the one kill of ``kill``."""
 
 
 def run_demo(options: DemoOptions) -> int:
@@ -91,6 +98,8 @@ def run_demo(options: DemoOptions) -> int:
         killed=swarm.killed,
         late=swarm.late,
         problems=tuple(swarm.problems),
+        down=frozenset(peer.name for peer in swarm.peers if peer.killed),
+        storm=swarm.toll(),
     )
     report = build_report({peer.name: peer.events for peer in swarm.peers}, demo)
     (workdir / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
@@ -118,6 +127,10 @@ class Swarm:
         self._joiners_spawned = math.inf
         self._startup_s: float | None = None
         self._late_peer: PeerProcess | None = None
+        self._storm: Storm | None = None
+        if options.storm is not None:
+            self._storm = Storm(options.storm, random.Random(options.seed), self._start_again)
+        self._storm_since = math.inf
         # Every peer's share of two cores: at the toy size an inner step takes about 10 ms of one.
         self._stall_s = OPENING_TIMEOUT_S + 0.1 * config.inner.steps * (options.peers + 1)
 
@@ -131,7 +144,7 @@ class Swarm:
         self._view.say(f"the run is open; starting {self._options.peers - 1} joiners")
         self._joiners_spawned = time.monotonic()
         for _ in range(self._options.peers - 1):
-            self._spawn("join", self._invite)
+            self._spawn(*self._join)
         self._last_progress = time.monotonic()
         finished_at: float | None = None
         while any(peer.exit_code is None for peer in self.peers):
@@ -139,11 +152,14 @@ class Swarm:
             self._look_at_peers(now)
             if self._options.kill and self.killed is None:
                 self._hunt()
+            if self._storm is not None and finished_at is None:
+                self._blow(self._storm, now)
             if self._options.late_joiner and self._late_peer is None and self._is_time_for_late_joiner(now):
                 self._view.say(f"outer step {self._committed}: starting {self._next_name()}, the late joiner")
-                self._late_peer = self._spawn("join", self._invite)
+                self._late_peer = self._spawn(*self._join)
             if finished_at is None and self._committed >= self._options.outer_steps:
                 finished_at = now
+                self._end_late_starters()
             if finished_at is not None and now > finished_at + FINISH_TIMEOUT_S:
                 late = ", ".join(peer.name for peer in self.peers if peer.exit_code is None)
                 self.problems.append(f"{late} did not end within {FINISH_TIMEOUT_S:.0f} s of the last outer step")
@@ -174,11 +190,44 @@ class Swarm:
 
     def _spawn(self, *arguments: str) -> PeerProcess:
         name = self._next_name()
-        if arguments[0] == "join" and self._options.data is not None:
-            arguments = (*arguments, "--data", self._options.data)
         peer = PeerProcess(name, self._workdir / name, arguments)
         self.peers.append(peer)
         return peer
+
+    @property
+    def _join(self) -> tuple[str, ...]:
+        data = ("--data", self._options.data) if self._options.data is not None else ()
+        return ("join", self._invite, *data)
+
+    # The storm.
+
+    def _blow(self, storm: Storm, now: float) -> None:
+        """From the first outer step that had everyone until shortly before the end."""
+        if self._first_commit is None or self._storm_since == math.inf:
+            return
+        step_s = (now - self._first_commit[1]) / max(1, self._committed - self._first_commit[0])
+        left_s = (self._options.outer_steps - self._committed) * step_s
+        if victim := storm.act(time.time(), self.peers, strike=left_s > CALM_S):
+            self._view.say(f"outer step {self._committed}: killed {victim.name}; it starts again in {RESTART_S:.0f} s")
+
+    def _start_again(self, peer: PeerProcess) -> None:
+        self._look_at(peer, time.monotonic())
+        peer.start(self._join)
+
+    def _end_late_starters(self) -> None:
+        """The run is over: who has only just started would find nobody."""
+        for peer in self.peers:
+            if self._storm is not None and peer.exit_code is None and not peer.is_member:
+                peer.kill()
+
+    def toll(self) -> Toll | None:
+        """What the storm cost, once all logs are read; None without one."""
+        if self._storm is None:
+            return None
+        logs = {peer.name: peer.events for peer in self.peers}
+        ids = {peer.name: peer.peer_id for peer in self.peers}
+        commits = [event["time"] for log in logs.values() for event in log if event["event"] == "outer_step_committed"]
+        return toll(logs, self._storm.deaths, ids, self._storm_since, max(commits, default=0.0))
 
     def _look_at_peers(self, now: float) -> None:
         for peer in self.peers:
@@ -192,10 +241,13 @@ class Swarm:
                 self._committed = event["outer_step"]
                 self._last_progress = now
                 self._first_commit = self._first_commit or (self._committed, now)
+                if len(event["members"]) == self._options.peers:
+                    self._storm_since = min(self._storm_since, event["time"])
                 self._view.committed(self._committed, len(event["members"]), event["loss"])
 
     def _note_joined(self, peer: PeerProcess, outer_step: int, now: float) -> None:
-        self._view.say(f"{peer.name} joined at outer step {outer_step}")
+        again = "is back" if self._storm is not None and peer.name in self._storm.deaths else "joined"
+        self._view.say(f"{peer.name} {again} at outer step {outer_step}")
         if peer is self._late_peer:
             self.late = Happening(peer.name, outer_step)
         elif peer is not self.peers[0]:

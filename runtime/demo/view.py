@@ -81,6 +81,6 @@ def _state(peer: PeerProcess, done: int, outer_steps: int) -> str:
         return "killed"
     if peer.exit_code is not None:
         return "done" if peer.exit_code == 0 else f"exited with code {peer.exit_code}"
-    if not peer.events:
+    if not peer.is_member:
         return "starting"
     return "training" if done < outer_steps else "leaving"
