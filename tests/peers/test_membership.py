@@ -162,6 +162,25 @@ def test_a_peer_that_cannot_be_dialled_is_tried_ever_more_rarely() -> None:
     assert gaps[-1] == pytest.approx(RETRY_MOST_S)
 
 
+def test_when_one_that_was_away_is_back_all_others_that_are_away_are_dialled() -> None:
+    # What has healed, a partition or this peer's own cable, has healed for all of them.
+    machine, _ = fed(Known("bob", HERE), Known("cat", HERE), Dialled("bob"), Heard("bob", STATUS))
+    machine.handle(Ended("bob", "silent"), T)
+    for second in range(60):
+        machine.handle(DialFailed("cat"), T + second)
+        machine.handle(DialFailed("bob"), T + second)
+        machine.handle(Tick(), T + second + 0.9)
+    machine.handle(DialFailed("cat"), T + 60)
+    machine.handle(Dialled("bob"), T + 60)
+    assert machine.handle(Heard("bob", STATUS), T + 60.1) == [Up("bob", STATUS), Dial("cat", HERE)]
+
+
+def test_the_addresses_worth_keeping_are_of_the_linked_and_then_of_those_heard_last() -> None:
+    machine, _ = fed(Known("old", ("/old",)), Known("bob", ("/bob",)), Dialled("bob"), Heard("bob", STATUS))
+    machine.handle(Known("new", ("/new",)), T + 5)
+    assert machine.addresses() == ("/bob", "/new", "/old")
+
+
 def test_a_peer_that_takes_our_stream_and_never_greets_is_dropped() -> None:
     machine, _ = fed(Known("bob", HERE), Dialled("bob"))
     assert machine.handle(Tick(), T + SILENCE_LEAST_S) == [Drop("bob")]
