@@ -39,6 +39,7 @@ class MemoryStream:
 
     async def send(self, *parts: Frame) -> None:
         frame = b"".join(parts)
+        self._network.count_down(self._own)
         while self._in_flight_bytes > WINDOW_BYTES and not self._gone:
             self._changed.clear()
             await self._changed.wait()
@@ -123,6 +124,8 @@ class MemoryNetwork:
         """Peers whose link is down: nothing passes, and nobody is told."""
         self.bytes_per_s: dict[str, float] = {}
         """Rate of a peer's link, each way; of others it has no bound."""
+        self.doomed: dict[str, tuple[int, Callable[[], object]]] = {}
+        """Peer -> how many frames more it sends, and what then befalls it before the next instruction."""
         self._busy_until: dict[tuple[str, str], float] = {}
         self._rng, self._least_delay_s, self._most_delay_s = rng, least_delay_s, most_delay_s
         self._transports: dict[str, MemoryTransport] = {}
@@ -167,6 +170,14 @@ class MemoryNetwork:
     def severed(self, one: str, other: str) -> bool:
         apart = self._sides.get(one, 0) != self._sides.get(other, 0)
         return one != other and (apart or one in self.isolated or other in self.isolated)
+
+    def count_down(self, sender: str) -> None:
+        if sender in self.doomed:
+            n_frames, befall = self.doomed[sender]
+            self.doomed[sender] = n_frames - 1, befall
+            if n_frames == 0:
+                del self.doomed[sender]
+                befall()
 
     def cut(self, one: str, other: str) -> None:
         """Break every connection between two peers, once."""

@@ -14,8 +14,9 @@ PHASE_S = 1.0
 # Three peers cost a third of a second, sixteen ten seconds: the large are rare.
 PEERS = {2: 6, 3: 62, 4: 20, 5: 6, 6: 2, 8: 2, 12: 1, 16: 1}
 FAULTS = {
-    "crash": 6,
-    "crash in a round": 5,
+    "crash": 4,
+    "crash in a round": 4,
+    "crash between two frames": 8,
     "several crash": 1,
     "freeze": 4,
     "hang": 2,
@@ -36,6 +37,7 @@ class Chaos:
         self._swarm, self._rng = swarm, swarm.rng
         self._mends: dict[asyncio.Task[None], Callable[[], object]] = {}
         self._phases: dict[str, float] = {}
+        self._falling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Until the calm; then everything is mended that was broken."""
@@ -50,6 +52,7 @@ class Chaos:
             if len(self._members()) >= 2:
                 self.counts[kind] += await self._strike(kind)
         swarm.fault("calm")
+        swarm.network.doomed.clear()
         for task, mend in list(self._mends.items()):
             task.cancel()
             mend()
@@ -90,6 +93,11 @@ class Chaos:
                 if not in_round:
                     return False
                 await self._crash([rng.choice(leading if leading and rng.random() < 0.5 else in_round)])
+            case "crash between two frames":
+                # Half-way through a commit to all, a result, a state: a frame goes out, and the next does not.
+                n_frames = rng.randint(0, 60)
+                swarm.fault(f"{victim.name} will crash after {n_frames} frames")
+                swarm.network.doomed[victim.peer] = n_frames, functools.partial(self._fall, victim)
             case "several crash":
                 if len(members) < 3:
                     return False
@@ -148,8 +156,20 @@ class Chaos:
 
     async def _crash(self, victims: list[SimulatedPeer]) -> None:
         for victim in victims:
+            if self._swarm.peers.get(victim.name) is not victim:
+                continue
             await self._swarm.crash(victim.name)
             self._later(self._rng.uniform(0.5, 15.0), functools.partial(self._start, victim.name))
+
+    def _fall(self, victim: SimulatedPeer) -> None:
+        """Crash from within the peer's own code."""
+        swarm = self._swarm
+        if swarm.peers.get(victim.name) is victim:
+            swarm.network.crash(victim.peer)
+            swarm.loop.freeze(victim.peer)
+            task = swarm.loop.create_task(self._crash([victim]), context=swarm.network.context)
+            self._falling.add(task)
+            task.add_done_callback(self._falling.discard)
 
     def _rejoin(self, victim: SimulatedPeer) -> None:
         self._swarm.fault(f"the link of {victim.name} is up")
