@@ -75,6 +75,7 @@ class Roster:
     def down(self, peer: str, left: bool, now: float) -> None:
         self._members = None
         self.alive.pop(peer, None)
+        self.since.pop(peer, None)
         self.refuted.pop(peer, None)
         if left:
             self.left.add(peer)

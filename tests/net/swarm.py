@@ -145,16 +145,18 @@ class Swarm:
         self.peers: list[Peer] = []
         self._folder = folder
 
-    def start(self, outer_steps: int, quorum: int = 1, inner_steps: int = 4) -> tuple[Peer, str]:
+    def start(
+        self, outer_steps: int, quorum: int = 1, inner_steps: int = 4, options: Sequence[str] = ()
+    ) -> tuple[Peer, str]:
         """The first peer and its invite."""
         write_text(self._folder)
         run_file = self._folder / "run.toml"
         run_file.write_text(RUN_FILE.format(inner_steps=inner_steps, outer_steps=outer_steps, quorum=quorum))
-        peer = self._add(Peer(self._folder / "first", "start", str(run_file)))
+        peer = self._add(Peer(self._folder / "first", "start", str(run_file), *options))
         return peer, read_invite(peer)
 
-    def join(self, name: str, invite: str) -> Peer:
-        return self._add(Peer(self._folder / name, "join", invite))
+    def join(self, name: str, invite: str, *options: str) -> Peer:
+        return self._add(Peer(self._folder / name, "join", invite, *options))
 
     def _add(self, peer: Peer) -> Peer:
         self.peers.append(peer)

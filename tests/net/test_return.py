@@ -1,0 +1,45 @@
+"""Who comes back, to whom, with what: real processes that all die, start again, meet and do not usurp."""
+
+import time
+from pathlib import Path
+
+from swarm import swarm
+
+# Phases of two seconds: long enough to be killed in.
+SLOW = ("--inner-step-s", "0.5")
+
+
+def test_a_peer_that_starts_again_listens_where_it_did_and_meets_those_who_did_too(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        first, invite = made.start(outer_steps=1000, quorum=1, options=SLOW)
+        second = made.join("second", invite, *SLOW)
+        second.wait_for_step(2)
+        for peer in (first, second):
+            peer.kill()
+        # Nobody is left, and the invite's peer is among the dead: each knows the other from its own folder.
+        one = made.join("second", invite, *SLOW)
+        other = made.join("first", invite, *SLOW)
+        for peer in (one, other):
+            peer.wait_for("outer_step_committed", lambda event: set(event["members"]) == {first.id, second.id})
+        assert (one.id, other.id) == (second.id, first.id)
+        step = max(one.commits().keys() & other.commits().keys())
+        assert one.commits()[step] == other.commits()[step]
+
+
+def test_a_peer_without_an_outer_step_waits_says_so_and_begins_only_anew(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        first, invite = made.start(outer_steps=1000, quorum=1, options=("--inner-step-s", "30"))
+        fresh = made.join("fresh", invite, "--inner-step-s", "30")
+        fresh.wait_for("joined")
+        for peer in (first, fresh):
+            peer.kill()
+        waiting = made.join("fresh", invite, *SLOW)
+        deadline = time.monotonic() + 20.0
+        while "only who has one can go on with it" not in waiting.output and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "--anew begins the run again" in waiting.output, waiting.story()
+        time.sleep(3.0)
+        assert not waiting.all("outer_step_committed")
+        waiting.kill()
+        anew = made.join("fresh", invite, *SLOW, "--anew")
+        anew.wait_for_step(1)

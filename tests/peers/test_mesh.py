@@ -1,0 +1,108 @@
+"""Meshes of several peers on a network in memory: who meets whom, and through whom."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from peers.identity import Identity
+from peers.memory import MemoryNetwork
+from peers.messages import RECORD, MemberRecord, Role, Status
+from peers.service import MEMBER_CONTEXT, RECORD_TTL_S, Mesh
+from peers.wire import seal
+
+RUN = "5" * 40
+STATUS = Status(Role.MEMBER, 0, bytes(32), 0)
+ANN, BOB, CAT = (Identity.from_seed(bytes([number]) * 32) for number in (1, 2, 3))
+
+
+class Silence:
+    """A discovery that finds nobody."""
+
+    async def store(self, key: str, subkey: str, value: bytes, expires_at: float) -> bool:
+        return False
+
+    async def get(self, key: str) -> dict[str, bytes]:
+        return {}
+
+
+def mesh(network: MemoryNetwork, identity: Identity, *known: Identity) -> Mesh:
+    addresses = [f"/memory/{one.peer}/p2p/{one.peer}" for one in known]
+    return Mesh(
+        identity,
+        RUN,
+        network.transport(identity.peer),
+        Silence(),
+        STATUS,
+        random.Random(0),
+        lambda peer, reason: pytest.fail(f"{peer}: {reason}"),
+        network.unix_time,
+        known=addresses,
+    )
+
+
+def run(scenario: Callable[[MemoryNetwork], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(10.0):
+            await scenario(MemoryNetwork(random.Random(0)))
+
+    asyncio.run(main())
+
+
+async def until(done: Callable[[], bool]) -> None:
+    while True:
+        if done():
+            return
+        await asyncio.sleep(0.01)
+
+
+def test_who_is_known_from_before_is_met_without_the_dht() -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
+        await until(lambda: set(ann.members()) == {BOB.peer} and set(bob.members()) == {ANN.peer})
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_whoever_is_met_introduces_those_it_is_linked_with() -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        # Ann and Cat have only Bob in common, who has met Cat first.
+        ann, bob, cat = mesh(network, ANN, BOB), mesh(network, BOB), mesh(network, CAT, BOB)
+        tasks = [asyncio.create_task(one.run()) for one in (bob, cat)]
+        await until(lambda: set(bob.members()) == {CAT.peer} == set(bob.members()) and BOB.peer in cat.members())
+        tasks.append(asyncio.create_task(ann.run()))
+        await until(lambda: set(ann.members()) == {BOB.peer, CAT.peer} and ANN.peer in cat.members())
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("lie", ["not signed by whom it is of", "of another run", "expired"])
+def test_an_introduction_that_nobody_could_have_made_is_not_followed(lie: str) -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        expires_at = network.unix_time() + (-1.0 if lie == "expired" else RECORD_TTL_S)
+        record = MemberRecord("6" * 40 if lie == "of another run" else RUN, ("/memory/x",), expires_at, left=False)
+        sealed = seal(CAT, "something else" if "signed" in lie else MEMBER_CONTEXT, RECORD.encode(record))
+        bob._introductions[BOB.peer] = sealed
+        announce = bob._announce
+
+        async def announce_nothing(left: bool = False) -> None:
+            if left:
+                await announce(left)
+
+        bob._announce = announce_nothing  # type: ignore[method-assign]
+        tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
+        await until(lambda: BOB.peer in ann.members())
+        await asyncio.sleep(0.1)
+        assert CAT.peer not in ann._machine._links
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
