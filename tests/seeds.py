@@ -58,7 +58,7 @@ def _prepare() -> None:
 
 
 def run_seeds(
-    first: int, n_seeds: int, progress: Callable[[int, int], None] = lambda done, failed: None
+    first: int, n_seeds: int, progress: Callable[[list[Outcome]], None] = lambda outcomes: None
 ) -> list[Outcome]:
     """The outcome of every seed, in order, from as many processes as there are cores."""
     outcomes = []
@@ -66,7 +66,7 @@ def run_seeds(
     with context.Pool(os.cpu_count(), _prepare) as pool:
         for outcome in pool.imap_unordered(run_seed, range(first, first + n_seeds), chunksize=1):
             outcomes.append(outcome)
-            progress(len(outcomes), sum(bool(one.failure) for one in outcomes))
+            progress(outcomes)
     return sorted(outcomes, key=lambda outcome: outcome.seed)
 
 
@@ -82,8 +82,11 @@ def main() -> int:
         return 0
     began = time.monotonic()
 
-    def show(done: int, failed: int) -> None:
-        seconds = time.monotonic() - began
+    def show(outcomes: list[Outcome]) -> None:
+        seconds, done = time.monotonic() - began, len(outcomes)
+        failed = sum(bool(one.failure) for one in outcomes)
+        if outcomes[-1].failure:
+            print(f"\n{outcomes[-1].failure.splitlines()[0][:200]}", file=sys.stderr, flush=True)
         left_s = seconds / done * (arguments.seeds - done)
         line = f"{done} of {arguments.seeds} seeds, {failed} failed, {done / seconds:.1f} a second, {left_s:.0f} s left"
         if sys.stderr.isatty():

@@ -302,7 +302,12 @@ def simulate(seed: int, scenario: Callable[[Swarm], Coroutine[Any, Any, None]], 
     async def main() -> Swarm:
         swarm = Swarm(seed, **options)
         told.append(swarm)
-        await scenario(swarm)
+        try:
+            await scenario(swarm)
+        finally:
+            # What is frozen could not end.
+            for peer in list(swarm.loop.held_back):
+                swarm.loop.thaw(peer)
         return swarm
 
     before = signal.signal(signal.SIGVTALRM, _spins)

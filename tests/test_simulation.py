@@ -53,7 +53,7 @@ async def quiet(swarm: Swarm) -> None:
     await swarm.finish(300)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(20))
 def test_every_survivor_commits_the_same_bytes_whoever_crashes(seed: int) -> None:
     swarm = simulate(seed, churn, last_outer_step=LAST, quorum=2)
     assert sorted(swarm.steps) == list(range(1, LAST + 1))
