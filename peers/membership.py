@@ -265,6 +265,9 @@ class Membership:
 
     def _ended(self, event: Ended, now: float) -> list[Action]:
         peer, link = event.peer, self._links.setdefault(event.peer, _Link())
+        if link.dialling and event.half is Half.TO_PEER:
+            # It broke before it was of any use.
+            return self.handle(DialFailed(peer), now)
         was_up, was_open = link.up, link.open
         if event.half is not Half.FROM_PEER:
             link.sending = False

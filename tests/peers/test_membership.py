@@ -196,6 +196,13 @@ def test_a_peer_that_ends_while_it_is_dialled_is_dialled_again() -> None:
     ) == [Dial("bob", HERE)]
 
 
+def test_a_stream_that_breaks_before_the_greeting_is_out_is_a_dial_that_failed() -> None:
+    # Once this link was never dialled again, nor answered: half of a swarm did not see a peer that had come back.
+    machine, actions = fed(Known("bob", HERE), Ended("bob", "EOF", Half.TO_PEER))
+    assert actions == []
+    assert machine.handle(Tick(), T + RETRY_FIRST_S) == [Dial("bob", HERE)]
+
+
 def test_a_peer_that_falls_silent_while_it_is_dialled_is_dialled_again() -> None:
     machine, _ = fed(Known("bob", HERE), Heard("bob", STATUS))
     assert machine.handle(Tick(), T + SILENCE_LEAST_S) == [Drop("bob")]
