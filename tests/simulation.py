@@ -247,6 +247,10 @@ class Swarm:
         """The process is gone between two instructions; what it had in memory is lost, and it says nothing more."""
         victim = self.peers.pop(name)
         self.fault(f"{name} crashes")
+        left = [peer.trainer.outer_step for peer in self.peers.values() if peer.averager.established]
+        if max(left, default=-1) < victim.trainer.outer_step - 1:
+            # It was all that had gone on: the others cannot know how, and may go on otherwise.
+            self.ledger.forks_allowed = True
         self.network.crash(victim.peer)
         victim.task.cancel()
         self.loop.thaw(victim.peer)

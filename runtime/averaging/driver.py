@@ -7,6 +7,7 @@ applied in one go: state, lineage and counter change together or not at all.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +33,13 @@ KEPT_CLAIMS = 1024
 FETCH_TIMEOUT_S = 10.0
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
+
+
+@dataclass(frozen=True)
+class _Still:
+    """No inner step is being taken any more: the commit can be applied."""
+
+    commit: Commit
 
 
 class Averager:
@@ -79,7 +87,7 @@ class Averager:
         self._claims: dict[int, Claim] = {}
         self._snapshot_cache: tuple[Claim, Tensor, Tensor] | None = None
         self._seals = Seals(identity)
-        self._inbox: asyncio.Queue[events.Event | Joined | NotJoined] = asyncio.Queue()
+        self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Still] = asyncio.Queue()
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
         self._syncing = False
@@ -144,6 +152,11 @@ class Averager:
             event = self._inbox.get_nowait()
         if isinstance(event, Joined):
             event = await self._take(event)
+        elif isinstance(event, _Still):
+            if event.commit is not self.machine.pending_commit:
+                # A member's state was quicker.
+                return
+            event = await self._pause_and_apply(event.commit)
         elif isinstance(event, NotJoined):
             self._end_sync()
             event = events.SyncFailed(event.donor, event.refuted)
@@ -191,8 +204,11 @@ class Averager:
             case events.Fetch():
                 self._spawn(self._fetch(action), self._identity.peer)
             case events.Apply(commit):
-                await self._phases.pause()
-                return [self._apply(commit)]
+                self._phases.stop()
+                if self._phases.are_still:
+                    return [await self._pause_and_apply(commit)]
+                # Who asks for the commit is answered meanwhile, also if the training thread hangs.
+                self._spawn(self._wait_until_still(commit), self._identity.peer)
             case events.Resync(reason):
                 self._report("behind", reason=reason)
                 self._synchronise()
@@ -203,6 +219,14 @@ class Averager:
         return []
 
     # Applying: the one place where state changes.
+
+    async def _wait_until_still(self, commit: Commit) -> None:
+        await self._phases.pause()
+        self._inbox.put_nowait(_Still(commit))
+
+    async def _pause_and_apply(self, commit: Commit) -> events.StepBegun:
+        await self._phases.pause()
+        return self._apply(commit)
 
     def _apply(self, commit: Commit) -> events.StepBegun:
         descriptor, trainer = commit.descriptor, self._trainer

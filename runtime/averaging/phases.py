@@ -71,6 +71,11 @@ class InnerPhases:
         finally:
             self._stop.set()
 
+    @property
+    def are_still(self) -> bool:
+        """Whether no phase is under way; one may be about to begin."""
+        return self._still.is_set()
+
     def go(self) -> None:
         """Begin a phase from the present state."""
         self._stop.clear()

@@ -135,8 +135,10 @@ class Round:
                 self.roster.slept(seconds)
                 return []
         step = self._step
-        if step is None or step.applying:
+        if step is None:
             return []
+        if step.applying:
+            return self._tell_what_stands(step, event)
         match event:
             case ContributionReady():
                 return self._on_contribution(step, event, now)
@@ -352,6 +354,15 @@ class Round:
             self.pace.round(now - step.followed_at)
         step.applying = True
         return [Apply(step.commit)]
+
+    def _tell_what_stands(self, step: Step, event: Event) -> list[Action]:
+        """Of a peer that is about to apply a commit: that may take as long as its inner step, or hang with it."""
+        match event:
+            case MessageFrom(sender, Ready(outer_step=asked, lineage=lineage)) if lineage == step.lineage:
+                return [ForwardCommit(sender, asked)] if asked <= step.outer_step else []
+            case MessageFrom(sender, CommitRequest(outer_step)):
+                return [ForwardCommit(sender, outer_step)]
+        return []
 
     # What goes wrong: peers that die, leaders that are lost, rounds that were missed.
 

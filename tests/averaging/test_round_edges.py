@@ -222,3 +222,17 @@ def test_a_commit_whose_results_died_with_all_their_holders_is_given_up(seed: in
     # Nobody alive has applied it, so the last one may take the step with its own contribution.
     table.lineages.pop(1)
     table.run(1, most_s=1000.0)
+
+
+def test_who_is_about_to_apply_a_commit_still_tells_it_to_who_asks() -> None:
+    # Its training thread may hang, and the leader be dead: a commit that anyone has seen stands.
+    leader, own, third = order(PEERS[:3])
+    machine = seated(own, [leader, third])
+    descriptor = plan_of(leader, PEERS[:3])
+    says(machine, leader, descriptor)
+    digests = tuple(sha(shard) for shard in range(descriptor.n_shards))
+    for shard, reducer in enumerate(descriptor.reducers):
+        machine.handle(events.ResultReady(descriptor.plan_id, shard, descriptor.peers[reducer], digests[shard]), NOW)
+    assert events.Apply in kinds(says(machine, leader, Commit(descriptor, digests)))
+    assert says(machine, third, ready_of(third, attempt=1)) == [events.ForwardCommit(third, 0)]
+    assert says(machine, third, ready_of(third, outer_step=1)) == []
