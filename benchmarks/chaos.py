@@ -96,40 +96,48 @@ def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
 
 
 def partition(stack: ExitStack, quick: bool) -> dict[str, Any]:
-    """Six peers, cut into three and three for 20 rounds: how many rounds until all are in one again."""
+    """Six peers, cut into three and three for 20 rounds, three times: how many rounds until all are in one again."""
     hosts = _hosts(stack, 6)
     if hosts is None:
         raise SystemExit("a partition needs hosts that can be cut off: run this as root")
     swarm = _swarm(stack, hosts, 6, inner_steps=20, inner_step_s=0.1, quorum=2)
     n_rounds = 4 if quick else 20
-    sides = swarm.peers[:3], swarm.peers[3:]
-    first = [max(peer.outer_step for peer in side) for side in sides]
+    rows = []
+    print("\n| rounds apart | rounds until all are in one | fork_found | fork_healed | states kept |")
+    print("|--:|--:|--:|--:|--:|")
+    for _ in range(1 if quick else 3):
+        row = _part_and_heal(swarm, hosts, n_rounds)
+        rows.append(row)
+        print(f"| {n_rounds} | {' | '.join(str(value) for value in row.values())} |", flush=True)
+    return {"rounds_apart": n_rounds, "partitions": rows}
+
+
+def _part_and_heal(swarm: ChaosSwarm, hosts: Hosts, n_rounds: int) -> dict[str, int]:
+    halves = swarm.peers[:3], swarm.peers[3:]
+    first = [max(peer.outer_step for peer in half) for half in halves]
+    began_at = time.time()
     hosts.split(range(3, 6))
     swarm.until(
-        lambda: all(side[0].outer_step >= begun + n_rounds for side, begun in zip(sides, first, strict=True)),
-        "a side stands still",
+        lambda: all(half[0].outer_step >= step + n_rounds for half, step in zip(halves, first, strict=True)),
+        "a half stands still",
         600.0,
     )
     hosts.split(())
-    healed_at = time.time()
-    steps_then = max(peer.outer_step for peer in swarm.peers)
+    healed_at, steps_then = time.time(), max(peer.outer_step for peer in swarm.peers)
     swarm.until_all_commit(1)
     together = min(
         event["outer_step"]
         for event in commits_of(swarm.peers[0])
         if event["time"] > healed_at and len(event["members"]) == len(swarm.peers)
     )
-    told = {
-        kind: sum(event["event"] == kind for peer in swarm.peers for event in peer.events)
-        for kind in ("fork_found", "fork_healed")
+    news = [event for peer in swarm.peers for event in peer.events if event["time"] > began_at]
+    went_over = [event for event in news if event["event"] == "fork_healed" and event.get("kept")]
+    return {
+        "rounds_to_heal": together - steps_then,
+        "fork_found": sum(event["event"] == "fork_found" for event in news),
+        "fork_healed": sum(event["event"] == "fork_healed" for event in news),
+        "states_kept": len(went_over),
     }
-    kept = sum(len(list((Path(peer.folder)).glob("state-*.safetensors"))) for peer in swarm.peers)
-    print("\n| rounds apart | rounds until all are in one | fork_found | fork_healed | states kept |")
-    print("|--:|--:|--:|--:|--:|")
-    print(
-        f"| {n_rounds} | {together - steps_then} | {told['fork_found']} | {told['fork_healed']} | {kept} |", flush=True
-    )
-    return {"rounds_apart": n_rounds, "rounds_to_heal": together - steps_then, **told, "states_kept": kept}
 
 
 def saturated(stack: ExitStack, quick: bool) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def test_what_the_dead_had_trained_is_lost_and_their_absence_is_not_counted() ->
 
 def test_a_member_that_is_there_and_not_in_the_step_costs_participation() -> None:
     cost = toll(both((11.0, 1, "AB", 200), (12.0, 2, "A", 300)), {}, IDS, 11.0, 12.0, 100.0)
-    # Both are first seen with the first step, which is not held against them.
-    assert cost.participation == pytest.approx((1.0 + 0.5) / 2)
+    # Both are first seen with the first step: before it nobody was there.
+    assert cost.participation == pytest.approx(0.5)
 
 
 def test_two_anchors_of_one_history_differ_and_two_histories_are_a_fork() -> None:

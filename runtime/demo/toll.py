@@ -1,6 +1,6 @@
 """What a storm has cost a run, from the logs of all its peers."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -40,41 +40,52 @@ def toll(
         fault fell into and that had everyone.
     """
     lives = {name: _lives(events, deaths.get(name, ()), until) for name, events in logs.items()}
-    ids = {peer_ids[name]: lives[name] for name in lives}
-    commits = sorted(
-        (event for events in logs.values() for event in events if event["event"] == "outer_step_committed"),
-        key=lambda event: event["time"],
-    )
-    first: dict[tuple[int, str], Event] = {}
+    commits = [event for events in logs.values() for event in events if event["event"] == "outer_step_committed"]
+    seen = [event for event in _first_of_each(commits) if since <= event["time"] <= until]
+    live = [{peer_ids[name] for name in lives if _lived(lives[name], event["time"])} for event in seen]
+    all_deaths = [at for of_peer in deaths.values() for at in of_peer]
+    lived_s = sum(max(0.0, min(end, until) - max(start, since)) for spans in lives.values() for start, end in spans)
+    rate = _calm_rate(seen, live, all_deaths) if tokens_per_s is None else tokens_per_s
+    tokens = [event["tokens"] for event in seen]
+    shares = [
+        len(there.intersection(event["members"])) / len(there) for event, there in zip(seen, live, strict=True) if there
+    ]
+    histories = Counter(event["outer_step"] for event in seen)
     anchors: dict[tuple[int, str], set[str]] = defaultdict(set)
     for event in commits:
-        key = event["outer_step"], event["lineage"]
-        first.setdefault(key, event)
-        anchors[key].add(event["anchor_sha256"])
-    seen = [event for event in first.values() if since <= event["time"] <= until]
-    shares, calm_rates = [], []
-    all_deaths = [at for of_peer in deaths.values() for at in of_peer]
-    for before, event in zip([None, *seen], seen, strict=False):
-        live = [peer for peer, spans in ids.items() if any(start < event["time"] <= end for start, end in spans)]
-        members = set(event["members"])
-        shares.append(len(members.intersection(live)) / len(live) if live else 1.0)
-        if before is not None and members.issuperset(live):
-            lasted_s = event["time"] - before["time"]
-            if not any(before["time"] - 1.0 <= at <= event["time"] for at in all_deaths) and lasted_s > 0:
-                calm_rates.append(sum(event["weights"]) / len(members) / lasted_s)
-    lived_s = sum(max(0.0, min(end, until) - max(start, since)) for spans in lives.values() for start, end in spans)
-    rate = tokens_per_s if tokens_per_s is not None else median(calm_rates) if calm_rates else 0.0
-    tokens = max((event["tokens"] for event in seen), default=0) - min((event["tokens"] for event in seen), default=0)
-    steps = [event["outer_step"] for event in seen]
+        anchors[event["outer_step"], event["lineage"]].add(event["anchor_sha256"])
     return Toll(
         faults=sum(since <= at <= until for at in all_deaths),
-        outer_steps=len(set(steps)),
-        efficiency=tokens / (lived_s * rate) if lived_s and rate else 0.0,
+        outer_steps=len(histories),
+        efficiency=(max(tokens) - min(tokens)) / (lived_s * rate) if tokens and lived_s and rate else 0.0,
         participation=fmean(shares) if shares else 0.0,
         back_s=_back_s(lives, deaths),
         mismatches=sum(len(hashes) > 1 for hashes in anchors.values()),
-        forks=sum(steps.count(step) > 1 for step in set(steps)),
+        forks=sum(n_histories > 1 for n_histories in histories.values()),
     )
+
+
+def _first_of_each(commits: Sequence[Event]) -> list[Event]:
+    """Of each outer step of each history the first that a peer logged, in the order of time."""
+    first: dict[tuple[int, str], Event] = {}
+    for event in sorted(commits, key=lambda event: event["time"]):
+        first.setdefault((event["outer_step"], event["lineage"]), event)
+    return list(first.values())
+
+
+def _calm_rate(seen: Sequence[Event], live: Sequence[set[str]], all_deaths: Sequence[float]) -> float:
+    """Tokens a second and member, median of the steps that had everyone and that nobody died in or just before."""
+    rates = []
+    for before, event, there in zip(seen, seen[1:], live[1:], strict=False):
+        lasted_s = event["time"] - before["time"]
+        disturbed = any(before["time"] - 1.0 <= at <= event["time"] for at in all_deaths)
+        if lasted_s > 0 and not disturbed and there.issubset(event["members"]):
+            rates.append(sum(event["weights"]) / len(event["members"]) / lasted_s)
+    return median(rates) if rates else 0.0
+
+
+def _lived(spans: Sequence[tuple[float, float]], at: float) -> bool:
+    return any(start < at <= end for start, end in spans)
 
 
 def _lives(events: Sequence[Event], deaths: Sequence[float], until: float) -> list[tuple[float, float]]:
