@@ -25,6 +25,7 @@ from typing import Any
 from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
 
+from runtime.demo.logs import Event
 from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import Storm
 from runtime.demo.toll import toll
@@ -96,15 +97,15 @@ def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
 
 
 def partition(stack: ExitStack, quick: bool) -> dict[str, Any]:
-    """Six peers, cut into three and three for 20 rounds, three times: how many rounds until all are in one again."""
+    """Six peers, cut into three and three for 20 rounds, three times: how many rounds until all are together again."""
     hosts = _hosts(stack, 6)
     if hosts is None:
         raise SystemExit("a partition needs hosts that can be cut off: run this as root")
     swarm = _swarm(stack, hosts, 6, inner_steps=20, inner_step_s=0.1, quorum=2)
     n_rounds = 4 if quick else 20
     rows = []
-    print("\n| rounds apart | rounds until all are in one | fork_found | fork_healed | states kept |")
-    print("|--:|--:|--:|--:|--:|")
+    print("\n| rounds apart | until one history | until one group | fork_found | fork_healed | states kept |")
+    print("|--:|--:|--:|--:|--:|--:|")
     for _ in range(1 if quick else 3):
         row = _part_and_heal(swarm, hosts, n_rounds)
         rows.append(row)
@@ -125,15 +126,20 @@ def _part_and_heal(swarm: ChaosSwarm, hosts: Hosts, n_rounds: int) -> dict[str, 
     hosts.split(())
     healed_at, steps_then = time.time(), max(peer.outer_step for peer in swarm.peers)
     swarm.until_all_commit(1)
-    together = min(
-        event["outer_step"]
-        for event in commits_of(swarm.peers[0])
-        if event["time"] > healed_at and len(event["members"]) == len(swarm.peers)
-    )
+    later: dict[int, list[Event]] = defaultdict(list)
+    for peer in swarm.peers:
+        for event in commits_of(peer):
+            if event["time"] > healed_at:
+                later[event["outer_step"]].append(event)
+    everyone = len(swarm.peers)
+    of_all = {step for step, events in later.items() if len(events) == everyone}
+    one_history = min(step for step in of_all if len({event["lineage"] for event in later[step]}) == 1)
+    one_group = min(step for step in of_all if len(later[step][0]["members"]) == everyone)
     news = [event for peer in swarm.peers for event in peer.events if event["time"] > began_at]
     went_over = [event for event in news if event["event"] == "fork_healed" and event.get("kept")]
     return {
-        "rounds_to_heal": together - steps_then,
+        "rounds_to_one_history": one_history - steps_then,
+        "rounds_to_one_group": one_group - steps_then,
         "fork_found": sum(event["event"] == "fork_found" for event in news),
         "fork_healed": sum(event["event"] == "fork_healed" for event in news),
         "states_kept": len(went_over),
