@@ -52,7 +52,7 @@ class SimulatedTrainer:
         self.n_elements, self.outer_step, self.progress = N_ELEMENTS, 0, 0
         self.anchor_P = torch.linspace(-1, 1, N_ELEMENTS)
         self.momentum_P = torch.zeros(N_ELEMENTS)
-        self.phase_s, self.hangs = phase_s, False
+        self.phase_s, self.inner_steps, self.hangs = phase_s, 10, False
         self._trained = {peer: 0} if trained is None else trained
         self._peer, self._rng = peer, rng
         self._carried_P = torch.zeros(N_ELEMENTS)
@@ -62,9 +62,9 @@ class SimulatedTrainer:
     async def train(self, stop: threading.Event) -> Work:
         loop = asyncio.get_running_loop()
         began, duration_s = loop.time(), self.phase_s * self._rng.uniform(0.8, 1.3)
-        # A stop is seen between two inner steps, of which there are ten.
+        # A stop is seen between two inner steps.
         while self.hangs or (loop.time() - began < duration_s and not stop.is_set()):
-            await asyncio.sleep(duration_s / 10)
+            await asyncio.sleep(duration_s / self.inner_steps)
             self.progress += not self.hangs
         self._done = min((loop.time() - began) / duration_s, 1.0)
         self._trained[self._peer] += int(TOKENS * self._done)

@@ -168,3 +168,21 @@ def test_a_fresh_peer_alone_never_starts_a_run_that_it_was_invited_to() -> None:
             peer.task.cancel()
 
     assert simulate(0, alone, last_outer_step=LAST).steps == {}
+
+
+def test_a_peer_three_times_slower_counts_for_a_third_in_every_step_and_holds_nobody_up() -> None:
+    async def mixed(swarm: Swarm) -> None:
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0, phase_s=2.0)
+        slow = swarm.start("slow", phase_s=6.0)
+        slow.trainer.inner_steps = 50
+        began = swarm.loop.time()
+        await swarm.finish(300)
+        # The first step teaches everyone how long a phase is. A phase of the simulated trainer varies by a quarter.
+        later = [swarm.participation[step] for step in range(3, LAST + 1)]
+        assert all(slow.peer in members for members in later)
+        assert (swarm.loop.time() - began) / LAST < 2.0 * 1.3 + 0.5
+        counted = swarm.ledger._counted[slow.averager.lineage][slow.peer]
+        assert counted > 0.8 * swarm.ledger.trained[slow.peer]
+
+    simulate(1, mixed, last_outer_step=LAST)

@@ -75,7 +75,7 @@ class Leader:
     def stop_at(self, step: Step, now: float) -> float:
         """When those who are still training stop, as everyone finds out alike from the Readys.
 
-        At the first Ready, if all who are missing would need half a phase more: what they have counts in any case.
+        At once when all who are missing would need half a phase more than the first: what they have counts in any case.
         """
         assert step.first_ready_at is not None
         ready = [(step.readies[peer].weight, step.ready_since[peer]) for peer in step.readies]
@@ -88,7 +88,7 @@ class Leader:
             # This peer has come in the middle of the others' phase.
             missing = []
         if not missing:
-            return step.first_ready_at
+            return max(since for _, since in ready)
         return self._pace.stop_at(step.begun_at, ready, sum(self._roster.tokens.get(peer, usual) for peer in missing))
 
     def _done_at(self, step: Step, peer: str, usual: int, usual_s: float) -> float:

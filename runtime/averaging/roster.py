@@ -42,7 +42,7 @@ class Roster:
     since: dict[str, float] = field(default_factory=dict)
     """When each was first seen as a member at the outer step that it is at."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """What each contributed last."""
+    """What each contributed last, this peer included."""
     _members: list[tuple[str, Status]] | None = None
     _motions: dict[str, _Motion] = field(default_factory=dict)
 

@@ -205,6 +205,7 @@ class Round:
         ready = step.own_ready()
         step.readies[self.peer] = ready
         step.ready_since.setdefault(self.peer, now)
+        self.roster.tokens[self.peer] = ready.weight
         return [Send(None, ready), *self._lead(step, now)]
 
     def _on_ready(self, step: Step, sender: str, ready: Ready, now: float) -> list[Action]:
