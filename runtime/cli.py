@@ -229,7 +229,9 @@ def demo(
                 f"--storm is {storm:g}, but must be above 0 and at most {MOST_FAULTS_PER_HOUR} faults an hour"
             )
         if peers < 2:
-            raise ConfigError("a storm spares the last peer, so it needs --peers 2 or more")
+            raise ConfigError(
+                "a storm leaves as many peers as a step needs, and kills none of a single one; say --peers 2"
+            )
         kill = late_joiner = False
     if kill and peers < 2:
         raise ConfigError("the demo kills one of the joiners, and with --peers 1 there is none; say --no-kill")

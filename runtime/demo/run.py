@@ -129,7 +129,8 @@ class Swarm:
         self._late_peer: PeerProcess | None = None
         self._storm: Storm | None = None
         if options.storm is not None:
-            self._storm = Storm(options.storm, random.Random(options.seed), self._start_again)
+            rng, least = random.Random(options.seed), config.averaging.quorum
+            self._storm = Storm(options.storm, rng, self._start_again, least)
         self._storm_since = math.inf
         # Every peer's share of two cores: at the toy size an inner step takes about 10 ms of one.
         self._stall_s = OPENING_TIMEOUT_S + 0.1 * config.inner.steps * (options.peers + 1)

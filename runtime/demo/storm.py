@@ -12,15 +12,17 @@ RESTART_S = 5.0
 class Storm:
     """SIGKILLs members at the rate of a Poisson process and starts each again after ``RESTART_S`` seconds.
 
-    The last member is spared: with it the run would wait for the next start, and not for the protocol.
+    ``least`` members are always left: with fewer the run would wait for the next start, and not for the protocol.
 
     Args: restart starts a peer's process again. Times are the caller's clock, Unix in seconds.
     """
 
-    def __init__(self, faults_per_hour: float, rng: random.Random, restart: Callable[[PeerProcess], None]) -> None:
+    def __init__(
+        self, faults_per_hour: float, rng: random.Random, restart: Callable[[PeerProcess], None], least: int = 1
+    ) -> None:
         self.deaths: dict[str, list[float]] = defaultdict(list)
         """Peer -> when it was killed."""
-        self._per_s, self._rng, self._restart = faults_per_hour / 3600.0, rng, restart
+        self._per_s, self._rng, self._restart, self._least = faults_per_hour / 3600.0, rng, restart, least
         self._next_at: float | None = None
         self._restarts: dict[PeerProcess, float] = {}
 
@@ -40,7 +42,7 @@ class Storm:
             return None
         self._next_at += self._rng.expovariate(self._per_s)
         members = [peer for peer in peers if peer.exit_code is None and peer.is_member]
-        if len(members) < 2:
+        if len(members) <= self._least:
             return None
         victim = self._rng.choice(members)
         victim.kill()

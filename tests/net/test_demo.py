@@ -42,7 +42,7 @@ def test_the_demo_kills_a_peer_and_reports_what_the_logs_say(tmp_path: Path) -> 
 
 def test_a_storm_of_kills_leaves_one_history_and_says_what_it_cost(tmp_path: Path) -> None:
     report, printed = run_demo(
-        tmp_path, "--storm", "1200", "--peers", "3", "--outer-steps", "40", "--inner-steps", "60"
+        tmp_path, "--storm", "1200", "--peers", "3", "--outer-steps", "30", "--inner-steps", "80"
     )
     storm = report["storm"]
     assert storm["faults"] >= 1
