@@ -100,6 +100,9 @@ class StateSync:
         self._transport, self._n_elements = transport, n_elements
         self._snapshot, self._claims, self._strike = snapshot, claims, strike
 
+    def _count(self, n_bytes: int) -> None:
+        self.bytes_sent += n_bytes
+
     async def serve(self) -> None:
         await self._transport.serve(STATE_PROTOCOL, self._on_request)
 
@@ -197,7 +200,7 @@ class StateSync:
                         # In the receiver's pieces, so that a chunk never spans two of them.
                         view = vector_P.numpy().data.cast("B")
                         for start in range(0, len(view), 1 << 20):
-                            self.bytes_sent += await send_bytes(stream, view[start : start + (1 << 20)])
+                            await send_bytes(stream, view[start : start + (1 << 20)], self._count)
                 finally:
                     self.serving -= 1
             else:

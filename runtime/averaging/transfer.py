@@ -63,14 +63,16 @@ class Window:
             self.n_bytes = max(round(self.n_bytes * max(0.5, 2 * QUEUE_S / delay_s)), CHUNK_BYTES)
 
 
-async def send_bytes(stream: Stream, data: bytes | memoryview) -> int:
-    """Send ``data`` in chunks, paced by their acknowledgements; the bytes that it took on the stream.
+async def send_bytes(
+    stream: Stream, data: bytes | memoryview, count: Callable[[int], None] = lambda n_bytes: None
+) -> None:
+    """Send ``data`` in chunks, paced by their acknowledgements; ``count`` is told what each takes on the stream.
 
     Returns when all of it is acknowledged: the stream may be closed then without cutting what is under way.
 
     Raises: StreamClosed.
     """
-    view, sent_bytes, window = memoryview(data), 0, Window()
+    view, window = memoryview(data), Window()
     loop = asyncio.get_running_loop()
     under_way: deque[tuple[int, float]] = deque()
     under_way_bytes = 0
@@ -81,10 +83,9 @@ async def send_bytes(stream: Stream, data: bytes | memoryview) -> int:
         under_way.append((len(chunk), loop.time()))
         under_way_bytes += len(chunk)
         await stream.send(chunk)
-        sent_bytes += FRAME_HEADER_BYTES + len(chunk)
+        count(FRAME_HEADER_BYTES + len(chunk))
     while under_way:
         await _acknowledgement(stream, under_way, window)
-    return sent_bytes
 
 
 async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], window: Window) -> int:
@@ -159,7 +160,8 @@ class Transfers:
         try:
             header = HEADER.encode(Push(kind, plan_id, shard, len(data)))
             await stream.send(header)
-            self.bytes_sent += FRAME_HEADER_BYTES + len(header) + await send_bytes(stream, data)
+            self._count(FRAME_HEADER_BYTES + len(header))
+            await send_bytes(stream, data, self._count)
         finally:
             stream.close()
 
@@ -179,6 +181,9 @@ class Transfers:
             return data
         finally:
             stream.close()
+
+    def _count(self, n_bytes: int) -> None:
+        self.bytes_sent += n_bytes
 
     async def _on_push(self, stream: Stream) -> None:
         try:
@@ -217,7 +222,8 @@ class Transfers:
             if data is None:
                 return
             await stream.send(struct.pack("!Q", len(data)))
-            self.bytes_sent += FRAME_HEADER_BYTES + 8 + await send_bytes(stream, data)
+            self._count(FRAME_HEADER_BYTES + 8)
+            await send_bytes(stream, data, self._count)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except StreamClosed:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from peers.memory import MemoryNetwork
-from peers.transport import Stream
+from peers.transport import FRAME_HEADER_BYTES, Stream
 from runtime.averaging.transfer import CHUNK_BYTES, MOST_WINDOW_BYTES, QUEUE_S, Window, receive_bytes, send_bytes
 
 
@@ -50,3 +50,23 @@ def test_what_is_sent_on_a_narrow_link_waits_at_the_sender_and_not_on_the_link(b
         return max(waits)
 
     assert asyncio.run(main()) < 3 * QUEUE_S
+
+
+def test_what_is_sent_at_the_same_time_is_counted_to_the_byte() -> None:
+    # A sum that is read before an await and written after it loses what others add meanwhile.
+    async def main() -> int:
+        network, counted = MemoryNetwork(random.Random(0), 0.001, 0.01), [0]
+
+        async def take(stream: Stream) -> None:
+            await receive_bytes(stream, 3 * CHUNK_BYTES)
+
+        def count(n_bytes: int) -> None:
+            counted[0] += n_bytes
+
+        await network.transport("bob").serve("bulk", take)
+        transport = network.transport("ann")
+        streams = [await transport.open("bob", (), "bulk") for _ in range(5)]
+        await asyncio.gather(*(send_bytes(stream, bytes(3 * CHUNK_BYTES), count) for stream in streams))
+        return counted[0]
+
+    assert asyncio.run(main()) == 5 * 3 * (CHUNK_BYTES + FRAME_HEADER_BYTES)
