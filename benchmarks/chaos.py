@@ -25,10 +25,10 @@ from typing import Any
 from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
 
-from runtime.demo.logs import Event
+from runtime.demo.logs import Event, commits
 from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import Storm
-from runtime.demo.toll import toll
+from runtime.demo.toll import mismatches
 
 # A storm of real life runs this many times as fast here: faults an hour are multiplied by it.
 STORM_SPEED = 5
@@ -65,7 +65,10 @@ def commit(stack: ExitStack, quick: bool) -> dict[str, Any]:
         ranked = sorted(values)
         p90 = ranked[int(0.9 * (len(ranked) - 1))]
         print(f"| {kind} | {len(values)} | {median(values):.2f} | {p90:.2f} | {ranked[-1]:.2f} |")
-    return {"late_s": late_s, "different_anchors": _mismatches(swarm.peers)}
+    return {
+        "late_s": late_s,
+        "different_anchors": mismatches([event for peer in swarm.peers for event in commits_of(peer)]),
+    }
 
 
 def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
@@ -83,9 +86,7 @@ def storm(stack: ExitStack, quick: bool) -> dict[str, Any]:
                 wild.act(time.time(), swarm.peers)
                 time.sleep(0.02)
             until = time.time()
-            logs = {peer.name: peer.events for peer in swarm.peers}
-            ids = {peer.name: peer.peer_id for peer in swarm.peers}
-            cost = toll(logs, wild.deaths, ids, since, until, swarm.tokens_per_s)
+            cost = wild.toll(swarm.peers, since, until, swarm.tokens_per_s)
             rows.append({"faults_per_hour": per_hour, "seconds": until - since, **vars(cost)})
         back = "-" if cost.back_s is None else f"{cost.back_s:.1f} s"
         print(
@@ -159,7 +160,7 @@ def saturated(stack: ExitStack, quick: bool) -> dict[str, Any]:
     sent = hosts.sent_bytes(0) - sent
     events = [event for peer in swarm.peers for event in peer.events if event["time"] > began]
     suspicions = sum(event["event"] in ("member_down", "member_still") for event in events)
-    steps = [event for event in events if event["event"] == "outer_step_committed"]
+    steps = commits(events)
     full = sum(len(event["members"]) == len(swarm.peers) for event in steps)
     busy = sent * 8 / seconds / 10e6
     print("\n| seconds | outer steps | with all members | link in use | false suspicions |\n|--:|--:|--:|--:|--:|")
@@ -214,14 +215,6 @@ def _mend(kind: str, peer: PeerProcess, hosts: Hosts | None, host: int, swarm: C
         peer.thaw()
     elif hosts is not None:
         hosts.link(host, up=True)
-
-
-def _mismatches(peers: list[PeerProcess]) -> int:
-    anchors: dict[tuple[int, str], set[str]] = defaultdict(set)
-    for peer in peers:
-        for event in commits_of(peer):
-            anchors[event["outer_step"], event["lineage"]].add(event["anchor_sha256"])
-    return sum(len(hashes) > 1 for hashes in anchors.values())
 
 
 PARTS: dict[str, Callable[[ExitStack, bool], dict[str, Any]]] = {

@@ -9,7 +9,7 @@ from types import TracebackType
 from hosts import Hosts
 
 from runtime.config import RunConfig
-from runtime.demo.logs import Event
+from runtime.demo.logs import Event, commits
 from runtime.demo.processes import PeerProcess, end_all
 from runtime.runfile import render_run_file
 from runtime.training.model import PRESETS
@@ -119,4 +119,4 @@ class ChaosSwarm:
 
 
 def commits_of(peer: PeerProcess) -> list[Event]:
-    return [event for event in peer.events if event["event"] == "outer_step_committed"]
+    return commits(peer.events)

@@ -222,9 +222,11 @@ class Mesh:
         self._handle(known)
 
     def _introduction(self) -> Introduction:
-        linked = [self.peer, *self._machine.members()]
-        records = [self._introductions[peer] for peer in linked if peer in self._introductions]
-        return Introduction(tuple(records[:1] + self._rng.sample(records[1:], min(len(records) - 1, MAX_RECORDS - 1))))
+        linked = [peer for peer in self._machine.members() if peer in self._introductions]
+        chosen = self._rng.sample(linked, min(len(linked), MAX_RECORDS - 1))
+        return Introduction(
+            tuple(self._introductions[peer] for peer in (self.peer, *chosen) if peer in self._introductions)
+        )
 
     async def _keep_time(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """Reading the peers' event logs while they are written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ def parse_events(data: bytes) -> list[Event]:
         if isinstance(event, dict) and "event" in event:
             events.append(event)
     return events
+
+
+def commits(events: Iterable[Event]) -> list[Event]:
+    """The outer steps that were committed here."""
+    return [event for event in events if event["event"] == "outer_step_committed"]
 
 
 class Tail:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from runtime.config import RunConfig
 from runtime.demo.logs import Event
+from runtime.demo.logs import commits as committed_in
 from runtime.demo.toll import Toll
 
 FLOAT32_BYTES = 4
@@ -131,7 +132,7 @@ def build_report(logs: Mapping[str, Sequence[Event]], demo: Demo) -> Report:
         killed_peer=demo.killed,
         late_joiner=demo.late,
         participation=participation,
-        held={name: len({event["outer_step"] for event in _commits(logs.get(name, ()))}) for name in demo.peer_ids},
+        held={name: len({event["outer_step"] for event in committed_in(logs.get(name, ()))}) for name in demo.peer_ids},
         participation_mean=fmean(len(done.members) / done.live for done in rounds) if rounds else None,
         bytes_sent=bytes_sent,
         bytes_data_parallel=bytes_data_parallel,
@@ -148,13 +149,9 @@ def _median(values: Iterable[float | None]) -> float | None:
 def _commits_by_step(logs: Mapping[str, Sequence[Event]]) -> dict[int, list[Event]]:
     commits: dict[int, list[Event]] = {}
     for events in logs.values():
-        for event in _commits(events):
+        for event in committed_in(events):
             commits.setdefault(event["outer_step"], []).append(event)
     return commits
-
-
-def _commits(events: Sequence[Event]) -> list[Event]:
-    return [event for event in events if event["event"] == "outer_step_committed"]
 
 
 def _agree(commits: Sequence[Event], may_fork: bool) -> bool:
@@ -185,7 +182,7 @@ def _totals(name: str, events: Sequence[Event]) -> PeerTotals:
         # Counters only grow; a killed peer's count up to the last line that it wrote.
         return max((event[key] for event in events if key in event), default=0)
 
-    committed = [event["outer_step"] for event in _commits(events)]
+    committed = [event["outer_step"] for event in committed_in(events)]
     return PeerTotals(
         name, max(committed, default=0), last("bytes_sent"), last("bytes_received"), last("state_bytes_sent")
     )

@@ -15,10 +15,11 @@ from types import FrameType
 from rich.console import Console
 
 from runtime.config import RunConfig
+from runtime.demo.logs import commits
 from runtime.demo.processes import PeerProcess, end_all
 from runtime.demo.report import Demo, Happening, build_report, render_report
 from runtime.demo.storm import RESTART_S, Storm
-from runtime.demo.toll import Toll, toll
+from runtime.demo.toll import Toll
 from runtime.demo.view import DemoView
 from runtime.errors import ConfigError
 from runtime.runfile import render_run_file
@@ -225,10 +226,8 @@ class Swarm:
         """What the storm cost, once all logs are read; None without one."""
         if self._storm is None:
             return None
-        logs = {peer.name: peer.events for peer in self.peers}
-        ids = {peer.name: peer.peer_id for peer in self.peers}
-        commits = [event["time"] for log in logs.values() for event in log if event["event"] == "outer_step_committed"]
-        return toll(logs, self._storm.deaths, ids, self._storm_since, max(commits, default=0.0))
+        times = [event["time"] for peer in self.peers for event in commits(peer.events)]
+        return self._storm.toll(self.peers, self._storm_since, max(times, default=0.0))
 
     def _look_at_peers(self, now: float) -> None:
         for peer in self.peers:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from runtime.demo.processes import PeerProcess
+from runtime.demo.toll import Toll, toll
 
 RESTART_S = 5.0
 
@@ -29,6 +30,11 @@ class Storm:
     @property
     def faults(self) -> int:
         return sum(map(len, self.deaths.values()))
+
+    def toll(self, peers: Sequence[PeerProcess], since: float, until: float, tokens_per_s: float | None = None) -> Toll:
+        """See ``runtime.demo.toll``."""
+        logs = {peer.name: peer.events for peer in peers}
+        return toll(logs, self.deaths, {peer.name: peer.peer_id for peer in peers}, since, until, tokens_per_s)
 
     def act(self, now: float, peers: Sequence[PeerProcess], strike: bool = True) -> PeerProcess | None:
         """Do what is due by now; the peer that was killed, if one was. Without ``strike`` only start again."""

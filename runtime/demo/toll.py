@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from runtime.demo.logs import Event
+from runtime.demo.logs import Event, commits
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def toll(
         fault fell into and that had everyone.
     """
     lives = {name: _lives(events, deaths.get(name, ()), until) for name, events in logs.items()}
-    commits = [event for events in logs.values() for event in events if event["event"] == "outer_step_committed"]
-    seen = [event for event in _first_of_each(commits) if since <= event["time"] <= until]
+    committed = [event for events in logs.values() for event in commits(events)]
+    seen = [event for event in _first_of_each(committed) if since <= event["time"] <= until]
     live = [{peer_ids[name] for name in lives if _lived(lives[name], event["time"])} for event in seen]
     all_deaths = [at for of_peer in deaths.values() for at in of_peer]
     lived_s = sum(max(0.0, min(end, until) - max(start, since)) for spans in lives.values() for start, end in spans)
@@ -51,24 +51,29 @@ def toll(
         len(there.intersection(event["members"])) / len(there) for event, there in zip(seen, live, strict=True) if there
     ]
     histories = Counter(event["outer_step"] for event in seen)
-    anchors: dict[tuple[int, str], set[str]] = defaultdict(set)
-    for event in commits:
-        anchors[event["outer_step"], event["lineage"]].add(event["anchor_sha256"])
     return Toll(
         faults=sum(since <= at <= until for at in all_deaths),
         outer_steps=len(histories),
         efficiency=(max(tokens) - min(tokens)) / (lived_s * rate) if tokens and lived_s and rate else 0.0,
         participation=fmean(shares) if shares else 0.0,
         back_s=_back_s(lives, deaths),
-        mismatches=sum(len(hashes) > 1 for hashes in anchors.values()),
+        mismatches=mismatches(committed),
         forks=sum(n_histories > 1 for n_histories in histories.values()),
     )
 
 
-def _first_of_each(commits: Sequence[Event]) -> list[Event]:
+def mismatches(committed: Sequence[Event]) -> int:
+    """Outer steps of one lineage that are held with different anchors."""
+    anchors: dict[tuple[int, str], set[str]] = defaultdict(set)
+    for event in committed:
+        anchors[event["outer_step"], event["lineage"]].add(event["anchor_sha256"])
+    return sum(len(hashes) > 1 for hashes in anchors.values())
+
+
+def _first_of_each(committed: Sequence[Event]) -> list[Event]:
     """Of each outer step of each history the first that a peer logged, in the order of time."""
     first: dict[tuple[int, str], Event] = {}
-    for event in sorted(commits, key=lambda event: event["time"]):
+    for event in sorted(committed, key=lambda event: event["time"]):
         first.setdefault((event["outer_step"], event["lineage"]), event)
     return list(first.values())
 
