@@ -1,7 +1,6 @@
 """Puts one peer together, keys, network, model and rounds, and takes it apart when the user or the run says so."""
 
 import asyncio
-import fcntl
 import math
 import os
 import random
@@ -10,9 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.status import Status as StatusLine
@@ -29,6 +27,7 @@ from runtime.averaging.lineage import first_lineage
 from runtime.averaging.statesync import State
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import ConfigError
+from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite, format_invite
 from runtime.log import EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest, sign_manifest
@@ -39,11 +38,6 @@ from runtime.view import View
 T = TypeVar("T")
 
 MANIFEST_PROTOCOL = "atoll-manifest-1"
-MANIFEST_FILE = "manifest"
-ADDRESSES_FILE = "addresses"
-PORT_FILE = "port"
-# Of the addresses in the folder, those that were heard last, this many open the DHT.
-MOST_BOOTSTRAP = 16
 # Saving takes at most this share of the time: small models are saved at every outer step.
 SAVING_SHARE = 0.05
 LOOK_BACK_S = 5.0
@@ -56,19 +50,19 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    view = View()
+    view, folder = View(), Folder(peer_config.folder)
     async with AsyncExitStack() as stack:
-        known = _known_addresses(peer_config.folder)[:MOST_BOOTSTRAP]
+        known = folder.addresses[:MOST_BOOTSTRAP]
         peer = await _Peer.go_online(stack, peer_config, known, view, alone=True)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, peer.identity.peer)
-        manifest = _kept_manifest(peer_config.folder)
+        manifest = folder.manifest()
         if manifest is None:
             nonce = secrets.token_hex(8)
             manifest = sign_manifest(peer.identity, run_config, trainer.state_digest(), nonce)
         if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
-        _claim_folder(peer_config.folder, manifest)
+        folder.claim(manifest)
         peer.enter(stack, manifest.run_id)
         addresses = await peer.transport.addresses()
         print(f"invite: {format_invite(Invite(manifest.run_id, addresses))}", flush=True)
@@ -80,10 +74,10 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    view = View()
+    view, folder = View(), Folder(peer_config.folder)
     async with AsyncExitStack() as stack:
-        known = (*invite.addresses, *_known_addresses(peer_config.folder)[:MOST_BOOTSTRAP])
-        manifest = _kept_manifest(peer_config.folder)
+        known = (*invite.addresses, *folder.addresses[:MOST_BOOTSTRAP])
+        manifest = folder.manifest()
         if manifest is not None and manifest.run_id != invite.run_id:
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         with view.waiting("connecting"):
@@ -94,7 +88,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
                 manifest = await peer.until_leaving(peer.find_manifest(invite.addresses))
         if manifest is None:
             return await peer.leave()
-        _claim_folder(peer_config.folder, manifest)
+        folder.claim(manifest)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, peer.identity.peer)
         return await peer.take_part(manifest, trainer)
@@ -105,7 +99,7 @@ class _Peer:
 
     def __init__(self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View) -> None:
         self.identity = Identity.load(config.key)
-        self.config, self.view = config, view
+        self.config, self.folder, self.view = config, Folder(config.folder), view
         self.transport: Transport = p2pd
         self.run_id = ""
         self.log: EventLog
@@ -124,9 +118,10 @@ class _Peer:
     ) -> "_Peer":
         """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
         for path in (config.folder, config.key):
-            stack.callback(_lock(path))
+            stack.callback(lock(path))
+        folder = Folder(config.folder)
         kind = "ip6" if ":" in config.host else "ip4"
-        listen = [f"/{kind}/{config.host}/tcp/{config.port or _last_port(config)}"]
+        listen = [f"/{kind}/{config.host}/tcp/{config.port or _if_free(config.host, folder.port)}"]
         try:
             p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
         except NetworkError:
@@ -136,8 +131,7 @@ class _Peer:
             p2pd = await P2pdTransport.create(config.key, listen=listen)
         stack.push_async_callback(p2pd.close)
         for address in (await p2pd.addresses())[:1]:
-            with suppress(OSError):
-                (config.folder / PORT_FILE).write_text(address.split("/tcp/")[1].split("/")[0])
+            folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
         return cls(config, p2pd, discovery, view)
@@ -145,12 +139,12 @@ class _Peer:
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
         self.run_id = run_id
-        self.log = EventLog(self.config.folder / "events.jsonl", self.identity.peer)
+        self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
         stack.callback(self.log.close)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
         # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
-        known = _known_addresses(self.config.folder)
+        known = self.folder.addresses
         self.mesh = Mesh(
             self.identity,
             run_id,
@@ -171,8 +165,7 @@ class _Peer:
     def _on_event(self, event: str, fields: dict[str, object]) -> None:
         self.view.show(event, fields)
         if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
-            with suppress(OSError):
-                (self.config.folder / ADDRESSES_FILE).write_text("\n".join(addresses), encoding="utf-8")
+            self.folder.keep_addresses(addresses)
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()
@@ -268,7 +261,7 @@ class _Peer:
         await self.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
         lineage, tokens = first_lineage(manifest.run_id, trainer.state_digest()), 0
         group: tuple[str, ...] = ()
-        if kept := load_state(self.config.folder):
+        if kept := load_state(self.folder.path):
             trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
             lineage, tokens, group = kept.lineage, kept.tokens, kept.group
         established = opens or ((tokens > 0 or self.config.anew) and not await self._finds_members())
@@ -315,7 +308,7 @@ class _Peer:
 
     async def _finds_members(self) -> bool:
         """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""
-        if not _known_addresses(self.config.folder):
+        if not self.folder.addresses:
             return False
         with self.view.waiting("looking for those who were here before"):
             return bool(await self.until_leaving(self.finds_members()))
@@ -341,7 +334,7 @@ class _Peer:
             state.outer_step, state.lineage, state.tokens, state.group, state.anchor_P, state.momentum_P
         )
         try:
-            await asyncio.to_thread(save_state, self.config.folder, saved, name)
+            await asyncio.to_thread(save_state, self.folder.path, saved, name)
         except OSError as error:
             # A full disk: the state before stands, and the run goes on.
             self.log.report("checkpoint_failed", outer_step=state.outer_step, reason=str(error))
@@ -360,70 +353,14 @@ class _Peer:
         self.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
 
 
-def _lock(path: Path) -> Callable[[], None]:
-    """Keep other peers of this machine from using a key or a folder; the function that gives it back.
-
-    Raises: ConfigError if one does.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        option = "--folder" if path.is_dir() else "--key"
-        raise ConfigError(f"{path} is in use by another peer on this machine: name another with {option}") from None
-    return lambda: os.close(descriptor)
-
-
-def _known_addresses(folder: Path) -> tuple[str, ...]:
-    """Where the members of the folder's run could be dialled when it was last used, those heard last first."""
-    with suppress(FileNotFoundError):
-        return tuple((folder / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
-    return ()
-
-
-def _last_port(config: PeerConfig) -> int:
-    """The port that the folder's peer had before, if it is free: others, and its invite, still have that one."""
-    with suppress(OSError, ValueError, OverflowError):
-        port = int((config.folder / PORT_FILE).read_text(encoding="ascii"))
-        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((config.host, port))
+def _if_free(host: str, port: int) -> int:
+    """The port, or 0 for any where another program has it by now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with suppress(OSError, OverflowError), socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
         return port
     return 0
-
-
-def _kept_manifest(folder: Path) -> Manifest | None:
-    """The manifest of the run that the folder belongs to, None if it is new.
-
-    Raises: ConfigError if there is one that cannot be used.
-    """
-    file = folder / MANIFEST_FILE
-    try:
-        sealed = file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}): name another folder with --folder") from None
-    try:
-        return open_manifest(sealed, None, "disk")
-    except ProtocolViolation as error:
-        raise ConfigError(f"{file} is damaged ({error.reason}): name another folder with --folder") from None
-
-
-def _claim_folder(folder: Path, manifest: Manifest) -> None:
-    """Keep the manifest in the peer's folder, so that the state of one run never becomes another's.
-
-    Raises: ConfigError if the folder has another run's.
-    """
-    file = folder / MANIFEST_FILE
-    try:
-        if not file.exists():
-            file.write_bytes(manifest.sealed)
-        elif file.read_bytes() != manifest.sealed:
-            raise ConfigError(f"{folder} belongs to another run: name another folder with --folder")
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}): name another with --folder") from None
 
 
 async def _keep_moving(line: StatusLine, trainer: ReplicaTrainer, config: RunConfig, view: View) -> None:

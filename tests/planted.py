@@ -25,7 +25,7 @@ def apply_before_commit(patch: pytest.MonkeyPatch) -> None:
         actions, mine = tell(self, step, shard, now), step.accepted
         if step.commit is not None or mine is None or mine.descriptor is not step.descriptor or dice.random() < 0.98:
             return actions
-        return actions + self._on_commit(step, self.peer, Commit(mine.descriptor, mine.digests), now)
+        return actions + self._commits.on_commit(step, self.peer, Commit(mine.descriptor, mine.digests), now)
 
     patch.setattr(Round, "_tell", tell_and_apply)
 

@@ -13,24 +13,23 @@ from typing import Any
 from torch import Tensor
 
 from peers import membership
-from peers.errors import PeerError, ProtocolViolation
+from peers.errors import ProtocolViolation
 from peers.identity import Identity
 from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.exchange import Exchange
 from runtime.averaging.joining import Joined, Joining, NotJoined
-from runtime.averaging.lineage import next_lineage
 from runtime.averaging.messages import ROUND, Commit, Committed, Descriptor, MemberEntry, Past
+from runtime.averaging.own_state import OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
 from runtime.averaging.statesync import Claim, State, StateSync
-from runtime.averaging.transfer import Kind, Transfers
+from runtime.averaging.transfer import Kind
 
-KEPT_CLAIMS = 1024
-FETCH_TIMEOUT_S = 10.0
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
 
@@ -75,19 +74,18 @@ class Averager:
         committed: Callable[[], None] = lambda: None,
         abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
-        self.lineage, self.tokens, self.group = lineage, tokens, group
         self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition)
         self._identity, self._mesh, self._trainer = identity, mesh, trainer
-        self.established, self._quorum, self._last_outer_step = established, quorum, last_outer_step
+        self._own = OwnState(trainer, lineage, tokens, group)
+        self.established, self._last_outer_step = established, last_outer_step
         self._report, self._committed, self._abandoned = report, committed, abandoned
         self._results = Results(identity.peer)
-        self._transfers = Transfers(transport, self._results.limit, self._on_whole, self._results.piece, self.strike)
-        self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._claims, self.strike)
-        self._joining = Joining(self._sync, report)
-        self._claims: dict[int, Claim] = {}
-        self._snapshot_cache: tuple[Claim, Tensor, Tensor] | None = None
-        self._seals = Seals(identity)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Still] = asyncio.Queue()
+        self._exchange = Exchange(transport, self._results, quorum, self._inbox.put_nowait, self.strike, report)
+        self._transfers = self._exchange.transfers
+        self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
+        self._joining = Joining(self._sync, report)
+        self._seals = Seals(identity)
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
         self._syncing = False
@@ -96,6 +94,14 @@ class Averager:
     @property
     def finished(self) -> bool:
         return self._trainer.outer_step >= self._last_outer_step
+
+    @property
+    def lineage(self) -> bytes:
+        return self._own.lineage
+
+    def state(self) -> State:
+        """A copy of what this peer has."""
+        return self._own.copy()
 
     @property
     def round_bytes(self) -> tuple[int, int]:
@@ -185,7 +191,7 @@ class Averager:
                     sealed = self._seals.sealed(pending)
                 else:
                     sealed = self._results.sealed_commit(outer_step)
-                known = self._claims.get(outer_step)
+                known = self._own.claims.get(outer_step)
                 past = Past(outer_step, known.lineage if known else b"")
                 self._mesh.send(to, ROUND.encode(past if sealed is None else Committed(sealed)))
             case events.StopTraining():
@@ -193,16 +199,17 @@ class Averager:
             case events.Follow(descriptor):
                 self._follow(descriptor)
             case events.SendContribution(descriptor, shard, to):
-                self._push(to, Kind.CONTRIBUTION, descriptor, shard, self._results.encoded_share(shard))
+                share = self._results.encoded_share(shard)
+                self._spawn(self._exchange.push(to, Kind.CONTRIBUTION, descriptor, shard, share), to)
             case events.SendResult(descriptor, shard, to):
                 data = self._results.result(shard, self.machine.held(shard))
                 for peer in to:
-                    self._push(peer, Kind.RESULT, descriptor, shard, data)
+                    self._spawn(self._exchange.push(peer, Kind.RESULT, descriptor, shard, data), peer)
             case events.Reduce(descriptor, shard, contributors):
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
             case events.Fetch():
-                self._spawn(self._fetch(action), self._identity.peer)
+                self._spawn(self._exchange.fetch(action), self._identity.peer)
             case events.Apply(commit):
                 self._phases.stop()
                 if self._phases.are_still:
@@ -229,23 +236,12 @@ class Averager:
         return self._apply(commit)
 
     def _apply(self, commit: Commit) -> events.StepBegun:
-        descriptor, trainer = commit.descriptor, self._trainer
-        mean_P, contributors = self._results.mean(commit)
+        descriptor = commit.descriptor
         me = descriptor.peers.index(self._identity.peer) if self._identity.peer in descriptor.peers else None
-        missed = [
-            (descriptor.bounds[shard], descriptor.bounds[shard + 1])
-            for shard in range(descriptor.n_shards)
-            if me is None or me not in contributors[shard]
-        ]
+        mean_P, contributors = self._results.mean(commit)
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
-        trainer.apply_outer_step(mean_P, missed)
-        self.lineage = next_lineage(
-            self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
-        )
-        included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
-        self.tokens += sum(entry.weight for entry in included)
-        self.group = tuple(entry.peer for entry in included)
+        included = self._own.advance(commit, mean_P, contributors, me)
         self._log_commit(descriptor, included)
         self._results.forget_step()
         begun = self._step_begun()
@@ -255,20 +251,14 @@ class Averager:
     def _step_begun(self, loaded: bool = False) -> events.StepBegun:
         """This peer has a state: say so, and train on from it unless the run is over."""
         if loaded:
-            self._claims.clear()
-        claim = self._claim()
-        self._claims[claim.outer_step] = claim
-        self._claims.pop(claim.outer_step - KEPT_CLAIMS, None)
-        self.established, self._snapshot_cache = True, None
+            self._own.claims.clear()
+        claim = self._own.stand_by()
+        self.established = True
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
             self._phases.go()
-        group = frozenset(self.group)
-        return events.StepBegun(claim.outer_step, self.lineage, claim.state, self.tokens, group, loaded)
-
-    def _claim(self) -> Claim:
-        state = self._trainer.state_digest()
-        return Claim(self._trainer.outer_step, self.lineage, state, self.tokens, self.group)
+        group = frozenset(claim.group)
+        return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
 
     def _log_commit(self, descriptor: Descriptor, entries: list[MemberEntry]) -> None:
         counted = [entry for entry in entries if entry.loss is not None and entry.weight]
@@ -286,7 +276,7 @@ class Averager:
             members=[entry.peer for entry in entries],
             weights=[entry.weight for entry in entries],
             live=self.machine.n_live,
-            tokens=self.tokens,
+            tokens=self._own.tokens,
             loss=summed / tokens if tokens else None,
             round_s=round(now - self._followed_at, 4) if took_part else None,
             forming_s=round(self._followed_at - self._ready_at, 4) if took_part else None,
@@ -305,7 +295,7 @@ class Averager:
 
     def _status(self) -> Status:
         role = Role.MEMBER if self.established and not self._syncing else Role.JOINING
-        return Status(role, self._trainer.outer_step, self.lineage, self._trainer.progress, self.tokens)
+        return Status(role, self._own.outer_step, self.lineage, self._trainer.progress, self._own.tokens)
 
     async def _keep_status(self) -> None:
         while True:
@@ -350,62 +340,14 @@ class Averager:
         self._results.follow(descriptor)
         self._transfers.follow(descriptor.plan_id)
 
-    def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, data: bytes) -> None:
-        async def push() -> None:
-            try:
-                await self._transfers.push(to, kind, descriptor.plan_id, shard, data)
-            except PeerError as error:
-                # If the peer is gone, its control streams say so; if not, the round's deadlines do.
-                self._report("transfer_failed", member=to, shard=shard, reason=error.reason)
-
-        self._spawn(push(), to)
-
-    def _on_whole(self, sender: str, kind: Kind, plan_id: bytes, shard: int, data: bytes) -> None:
-        # The plan may have changed while the last chunk came.
-        if self._results.limit(sender, kind, plan_id, shard) is None:
-            return
-        try:
-            if kind is Kind.CONTRIBUTION:
-                self._results.add_share(sender, shard, data)
-                self._inbox.put_nowait(events.ContributionArrived(plan_id, shard, sender))
-            else:
-                digest = self._results.add_result(shard, data, self._quorum)
-                self._inbox.put_nowait(events.ResultReady(plan_id, shard, sender, digest))
-        except ValueError as error:
-            self.strike(sender, f"{kind.name.lower()} of shard {shard}: {error}")
-
-    async def _fetch(self, wanted: events.Fetch) -> None:
-        plan_id, shard = wanted.descriptor.plan_id, wanted.shard
-        for source in wanted.sources:
-            limit = self._results.limit(wanted.descriptor.peers[0], Kind.RESULT, plan_id, shard)
-            if limit is None:
-                return
-            try:
-                async with asyncio.timeout(FETCH_TIMEOUT_S):
-                    data = await self._transfers.fetch(source, wanted.digest, limit)
-                if self._results.limit(wanted.descriptor.peers[0], Kind.RESULT, plan_id, shard) is None:
-                    return
-                digest = self._results.add_result(shard, data, self._quorum)
-            except (PeerError, ValueError, TimeoutError):
-                continue
-            if digest == wanted.digest:
-                self._inbox.put_nowait(events.ResultReady(plan_id, shard, None, digest))
-                return
-        self._inbox.put_nowait(events.FetchFailed(plan_id, shard, wanted.digest))
-
     # Joining: have the state that the members have, or get it.
 
     def _snapshot(self) -> tuple[Claim, Tensor, Tensor] | None:
-        if not self.established:
-            return None
-        if self._snapshot_cache is None:
-            claim = self._claims[self._trainer.outer_step]
-            self._snapshot_cache = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
-        return self._snapshot_cache
+        return self._own.snapshot() if self.established else None
 
     def _synchronise(self) -> None:
         """Go over to the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
-        own = self._claim() if self.established or self.tokens else None
+        own = self._own.claim() if self.established or self._own.tokens else None
         ahead = self.machine.roster.ahead(own.position if own else (-1, 0, b""))
         members = self._mesh.members()
         if not ahead or ahead[0] not in members:
@@ -419,7 +361,7 @@ class Averager:
 
         async def attempt() -> None:
             claimed = members[ahead[0]]
-            self._inbox.put_nowait(await self._joining.attempt(ahead[0], claimed, own or self._claim(), members))
+            self._inbox.put_nowait(await self._joining.attempt(ahead[0], claimed, own or self._own.claim(), members))
 
         self._spawn(attempt(), self._identity.peer)
 
@@ -429,15 +371,14 @@ class Averager:
 
     async def _take(self, joined: Joined) -> events.Event:
         """Go on from a member's state, unless a commit was quicker than the download."""
-        state, old = joined.state, self._claim()
+        state, old = joined.state, self._own.claim()
         self._end_sync()
         if self.established and (state is None or state.position <= old.position):
             return events.SyncFailed(joined.donor, refuted=False)
         await self._phases.pause()
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
-            self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
-            self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+            self._own.load(state)
             if joined.forked:
                 self._report(
                     "fork_healed",
@@ -454,12 +395,6 @@ class Averager:
         begun = self._step_begun(loaded=True)
         self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
         return begun
-
-    def state(self) -> State:
-        """A copy of what this peer has."""
-        trainer = self._trainer
-        anchor_P, momentum_P = trainer.anchor_P.clone(), trainer.momentum_P.clone()
-        return State(trainer.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
 
     def _others_behind(self) -> bool:
         return any(status.outer_step < self._last_outer_step for status in self._mesh.members().values())

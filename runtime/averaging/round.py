@@ -13,14 +13,13 @@ from typing import assert_never
 from peers.membership import Changed, Down, Gone, Slept, Up
 from peers.messages import Status
 from runtime.averaging import plan
+from runtime.averaging.commits import Commits
 from runtime.averaging.events import (
     Action,
-    Apply,
     ContributionArrived,
     ContributionReady,
     Event,
     FetchFailed,
-    Follow,
     ForwardCommit,
     MessageFrom,
     Report,
@@ -35,14 +34,11 @@ from runtime.averaging.events import (
 )
 from runtime.averaging.histories import BEHIND_S, Histories
 from runtime.averaging.leader import Leader
-from runtime.averaging.messages import Accepted, Commit, CommitRequest, Descriptor, Held, Past, Ready
+from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Past, Ready
 from runtime.averaging.pace import Pace
 from runtime.averaging.reducer import Reducer
 from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step, Terms
-
-# As often as this, a second apart, the results of a commit are fetched in vain before it is given up.
-MOST_FETCHES = 3
 
 
 class Round:
@@ -57,6 +53,7 @@ class Round:
         self._leader = Leader(self.terms, self.roster, self.pace)
         self._reducer = Reducer(self.terms, self.roster, self.pace)
         self._histories = Histories(self.roster)
+        self._commits = Commits(self.terms, self.roster, self.pace, self._histories)
         self._alive = self.roster.alive
         self._early: dict[str, Ready] = {}
         self._still: set[str] = set()
@@ -138,7 +135,7 @@ class Round:
         if step is None:
             return []
         if step.applying:
-            return self._tell_what_stands(step, event)
+            return self._commits.tell(step, event)
         match event:
             case ContributionReady():
                 return self._on_contribution(step, event, now)
@@ -149,9 +146,7 @@ class Round:
             case ResultReady():
                 return self._on_result(step, event, now)
             case FetchFailed(_, shard, digest):
-                step.fetching.discard((shard, digest))
-                step.fetch_at = now + 1.0
-                return self._give_up(step, now) if step.commit else []
+                return self._on_fetch_failed(step, shard, digest, now)
             case SyncFailed(peer, refuted):
                 return self._on_sync_failed(step, peer, refuted, now)
             case Tick():
@@ -292,7 +287,7 @@ class Round:
             return []
         step.held[shard], step.holder[shard] = event.digest, reducer
         if step.commit is not None:
-            return self._apply_if_complete(step, now)
+            return self._commits.apply_if_complete(step, now)
         actions = self._tell(step, shard, now)
         if event.sender == self.peer:
             others = tuple(peer for peer in descriptor.peers if peer != self.peer and peer in self._alive)
@@ -302,15 +297,12 @@ class Round:
     # Committing: what is held is told to the leader, what more than half hold is committed, what is committed applied.
 
     def _tell(self, step: Step, shard: int, now: float) -> list[Action]:
-        descriptor = step.descriptor
-        if descriptor is None or descriptor.attempt != step.attempt:
+        held = self._commits.held(step, shard)
+        if held is None or step.descriptor is None:
             return []
-        if len(step.held) == descriptor.n_shards:
-            step.accepted = Accepted(descriptor, tuple(step.held[shard] for shard in range(descriptor.n_shards)))
-        held = Held(step.outer_step, descriptor.attempt, descriptor.revision, shard, step.held[shard])
-        if descriptor.leader == self.peer:
+        if step.descriptor.leader == self.peer:
             return self._on_held(step, self.peer, held, now)
-        return [Send(descriptor.leader, held)]
+        return [Send(step.descriptor.leader, held)]
 
     def _on_held(self, step: Step, sender: str, held: Held, now: float) -> list[Action]:
         leading = step.leading
@@ -323,47 +315,7 @@ class Round:
         if digests is None:
             return self._replace(step, now)
         commit = Commit(leading, digests)
-        return [Send(None, commit), *self._on_commit(step, self.peer, commit, now)]
-
-    def _on_commit(self, step: Step, sender: str, commit: Commit, now: float) -> list[Action]:
-        descriptor = commit.descriptor
-        if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
-            return []
-        if descriptor.lineage != step.lineage:
-            return self._histories.other_history(step, sender, descriptor.lineage)
-        if reason := step.misfit(descriptor):
-            return [Strike(sender, f"commit of a {reason}")]
-        if len(commit.digests) != descriptor.n_shards:
-            return [Strike(sender, "commit does not fit its descriptor")]
-        actions: list[Action] = []
-        followed = step.descriptor is not None and step.descriptor.plan_id == descriptor.plan_id
-        if not followed:
-            step.here, step.fetching = set(), set()
-        if step.descriptor != descriptor:
-            actions.append(Follow(descriptor))
-        step.descriptor, step.commit, step.leading = descriptor, commit, None
-        step.held = {shard: digest for shard, digest in enumerate(commit.digests) if (shard, digest) in step.here}
-        # Results that are still on their way need about as long as the round has taken so far.
-        step.fetch_at = now + (0.1 + (now - step.followed_at) if followed else 0.0)
-        return actions + self._apply_if_complete(step, now)
-
-    def _apply_if_complete(self, step: Step, now: float) -> list[Action]:
-        assert step.commit is not None
-        if len(step.held) < step.commit.descriptor.n_shards:
-            return []
-        if step.own is not None and self.peer in step.commit.descriptor.peers:
-            self.pace.round(now - step.followed_at)
-        step.applying = True
-        return [Apply(step.commit)]
-
-    def _tell_what_stands(self, step: Step, event: Event) -> list[Action]:
-        """Of a peer that is about to apply a commit: that may take as long as its inner step, or hang with it."""
-        match event:
-            case MessageFrom(sender, Ready(outer_step=asked, lineage=lineage)) if lineage == step.lineage:
-                return [ForwardCommit(sender, asked)] if asked <= step.outer_step else []
-            case MessageFrom(sender, CommitRequest(outer_step)):
-                return [ForwardCommit(sender, outer_step)]
-        return []
+        return [Send(None, commit), *self._commits.on_commit(step, self.peer, commit, now)]
 
     # What goes wrong: peers that die, leaders that are lost, rounds that were missed.
 
@@ -410,6 +362,15 @@ class Round:
             return max(step.followed_at, step.attempt_at) + attempt_s
         return max(self._leader.begin_by(step, now), step.attempt_at) + attempt_s
 
+    def _on_fetch_failed(self, step: Step, shard: int, digest: bytes, now: float) -> list[Action]:
+        step.fetching.discard((shard, digest))
+        step.fetch_at = now + 1.0
+        commit = step.commit
+        if commit is None:
+            return []
+        actions = self._commits.give_up(step, commit, now)
+        return actions + (self._next_attempt(step, step.attempt + 1, now) if commit in step.lost else [])
+
     def _on_sync_failed(self, step: Step, peer: str, refuted: bool, now: float) -> list[Action]:
         if refuted:
             self.roster.refute(peer)
@@ -426,7 +387,7 @@ class Round:
             case Held():
                 return self._on_held(step, sender, message, now)
             case Commit():
-                return self._on_commit(step, sender, message, now)
+                return self._commits.on_commit(step, sender, message, now)
             case CommitRequest(outer_step):
                 return [ForwardCommit(sender, outer_step)]
             case Past(outer_step, lineage):
@@ -460,23 +421,6 @@ class Round:
         still = [peer for peer in self._moving(step) if now >= self.roster.still_at(peer)]
         self._still.update(still)
         return [Report("member_still", (("member", peer),)) for peer in still]
-
-    def _give_up(self, step: Step, now: float) -> list[Action]:
-        """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
-        if self.roster.lost_until(now) is not None:
-            # Who has the results may be back in a moment.
-            return []
-        commit, step.failed_fetches = step.commit, step.failed_fetches + 1
-        if step.failed_fetches < MOST_FETCHES or commit is None:
-            return []
-        step.failed_fetches = 0
-        if self.roster.ahead(step.position):
-            return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step} any more")
-        step.lost.add(commit)
-        step.commit, step.descriptor, step.fetch_at = None, None, None
-        step.forget_plan()
-        lost: list[Action] = [Report("commit_lost", (("outer_step", step.outer_step),))]
-        return lost + self._next_attempt(step, step.attempt + 1, now)
 
     def validate(self) -> None:
         """Every invariant of one peer's view; the ones between peers are checked where all can be seen."""

@@ -1,0 +1,80 @@
+"""This peer's state of the run: what the trainer has, and the lineage, tokens and group that belong to it."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from runtime.averaging.lineage import next_lineage
+from runtime.averaging.messages import Commit, MemberEntry
+from runtime.averaging.phases import Trainer
+from runtime.averaging.statesync import Claim, State
+
+KEPT_CLAIMS = 1024
+
+
+class OwnState:
+    """All of it changes together, by a committed outer step or by a member's state, and in no other way.
+
+    ``claims`` has what this peer says of its last outer steps, by outer step.
+    """
+
+    def __init__(self, trainer: Trainer, lineage: bytes, tokens: int, group: tuple[str, ...]) -> None:
+        self.lineage, self.tokens, self.group = lineage, tokens, group
+        self.claims: dict[int, Claim] = {}
+        self._trainer = trainer
+        self._snapshot: tuple[Claim, Tensor, Tensor] | None = None
+
+    @property
+    def outer_step(self) -> int:
+        return self._trainer.outer_step
+
+    def claim(self) -> Claim:
+        return Claim(self.outer_step, self.lineage, self._trainer.state_digest(), self.tokens, self.group)
+
+    def stand_by(self) -> Claim:
+        """From now on this is what the peer says that the state of the outer step is."""
+        self._snapshot = None
+        self.claims[self.outer_step] = claim = self.claim()
+        self.claims.pop(self.outer_step - KEPT_CLAIMS, None)
+        return claim
+
+    def snapshot(self) -> tuple[Claim, Tensor, Tensor]:
+        """Claim, anchor and momentum; the tensors are a copy that stays as it is, one for all who ask."""
+        if self._snapshot is None:
+            claim = self.claims[self.outer_step]
+            self._snapshot = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+        return self._snapshot
+
+    def copy(self) -> State:
+        anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+        return State(self.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
+
+    def advance(
+        self, commit: Commit, mean_P: Tensor, contributors: Sequence[Sequence[int]], me: int | None
+    ) -> list[MemberEntry]:
+        """Take the outer step; the members whose contributions are in it.
+
+        Args:
+            mean_P: the committed mean pseudo-gradient, float32 (P,).
+            contributors: for each shard the members whose contributions are in its mean, by their index.
+            me: this peer's index, None if it is not a member. What is missing of its contribution is carried over.
+        """
+        descriptor = commit.descriptor
+        missed = [
+            (descriptor.bounds[shard], descriptor.bounds[shard + 1])
+            for shard in range(descriptor.n_shards)
+            if me not in contributors[shard]
+        ]
+        self._trainer.apply_outer_step(mean_P, missed)
+        self.lineage = next_lineage(
+            self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
+        )
+        included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
+        self.tokens += sum(entry.weight for entry in included)
+        self.group = tuple(entry.peer for entry in included)
+        return included
+
+    def load(self, state: State) -> None:
+        """Go over to a member's state."""
+        self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
+        self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group

@@ -1,0 +1,93 @@
+"""The folder of a peer: which run it belongs to, and what the peer has to find its way back into it."""
+
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from peers.errors import ProtocolViolation
+from runtime.errors import ConfigError
+from runtime.manifest import Manifest, open_manifest
+
+MANIFEST_FILE = "manifest"
+ADDRESSES_FILE = "addresses"
+PORT_FILE = "port"
+# Of the addresses in the folder, those that were heard last, this many open the DHT.
+MOST_BOOTSTRAP = 16
+
+
+class Folder:
+    """What one peer keeps at ``path`` beside its state and its log. That it cannot be written stops no run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where the members of the run could be dialled when the folder was last used, those heard last first."""
+        with suppress(FileNotFoundError):
+            return tuple((self.path / ADDRESSES_FILE).read_text(encoding="utf-8", errors="ignore").split())
+        return ()
+
+    def keep_addresses(self, addresses: Sequence[str]) -> None:
+        with suppress(OSError):
+            (self.path / ADDRESSES_FILE).write_text("\n".join(addresses), encoding="utf-8")
+
+    @property
+    def port(self) -> int:
+        """The port that this peer had before: others, and its invite, still have that one. 0 if it is not known."""
+        with suppress(OSError, ValueError):
+            return int((self.path / PORT_FILE).read_text(encoding="ascii"))
+        return 0
+
+    def keep_port(self, port: int) -> None:
+        with suppress(OSError):
+            (self.path / PORT_FILE).write_text(str(port), encoding="ascii")
+
+    def manifest(self) -> Manifest | None:
+        """The manifest of the run that the folder belongs to, None if it is new.
+
+        Raises: ConfigError if there is one that cannot be used.
+        """
+        file = self.path / MANIFEST_FILE
+        try:
+            sealed = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read ({error.strerror}): name another folder with --folder") from None
+        try:
+            return open_manifest(sealed, None, "disk")
+        except ProtocolViolation as error:
+            raise ConfigError(f"{file} is damaged ({error.reason}): name another folder with --folder") from None
+
+    def claim(self, manifest: Manifest) -> None:
+        """Keep the manifest, so that the state of one run never becomes another's.
+
+        Raises: ConfigError if the folder has another run's.
+        """
+        file = self.path / MANIFEST_FILE
+        try:
+            if not file.exists():
+                file.write_bytes(manifest.sealed)
+            elif file.read_bytes() != manifest.sealed:
+                raise ConfigError(f"{self.path} belongs to another run: name another folder with --folder")
+        except OSError as error:
+            reason = f"{self.path} cannot be written ({error.strerror}): name another with --folder"
+            raise ConfigError(reason) from None
+
+
+def lock(path: Path) -> Callable[[], None]:
+    """Keep other peers of this machine from using a key or a folder; the function that gives it back.
+
+    Raises: ConfigError if one does.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        option = "--folder" if path.is_dir() else "--key"
+        raise ConfigError(f"{path} is in use by another peer on this machine: name another with {option}") from None
+    return lambda: os.close(descriptor)
