@@ -230,6 +230,8 @@ class Membership:
             case Slept(seconds):
                 for link in self._links.values():
                     link.last_heard += seconds
+                    if link.doubted_at is not None:
+                        link.doubted_at += seconds
                 return []
             case Tick():
                 silent = [

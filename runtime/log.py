@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,8 +18,11 @@ class EventLog:
 
     def report(self, event: str, **fields: object) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 4), "peer": self._peer, **fields})
-        self._file.write(line + "\n")
+        # A full disk: the run goes on, and the line is missing.
+        with suppress(OSError):
+            self._file.write(line + "\n")
         self.listener(event, fields)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()

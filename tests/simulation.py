@@ -7,6 +7,7 @@ invariant is checked after each event of each peer (``invariants.py``); ``make s
 import asyncio
 import contextvars
 import hashlib
+import itertools
 import math
 import random
 import signal
@@ -266,6 +267,13 @@ class Swarm:
         if name in self.peers:
             self.fault(f"{name} thaws")
             self.loop.thaw(self.peers[name].peer)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Look every hundredth of a second."""
+        for _ in itertools.count():
+            if condition():
+                return
+            await asyncio.sleep(0.01)
 
     async def finish(self, timeout_s: float) -> None:
         """Wait until every living peer has ended its run.

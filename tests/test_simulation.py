@@ -186,3 +186,45 @@ def test_a_peer_three_times_slower_counts_for_a_third_in_every_step_and_holds_no
         assert counted > 0.8 * swarm.ledger.trained[slow.peer]
 
     simulate(1, mixed, last_outer_step=LAST)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_those_who_come_back_to_a_member_that_dies_go_on_without_it(seed: int) -> None:
+    """Each has looked for members and has found one: with that one gone nobody is left to wait for."""
+
+    async def scenario(swarm: Swarm) -> None:
+        for name in "abc":
+            swarm.start(name, established=name == "a")
+        await swarm.until(lambda: 3 in swarm.steps)
+        await swarm.crash("b")
+        await swarm.crash("c")
+        await swarm.until(lambda: 6 in swarm.steps)
+        # They see a as a member, and it is gone before they have its state.
+        back = [swarm.start("b"), swarm.start("c")]
+        await swarm.until(lambda: all(peer.mesh.members() for peer in back))
+        await swarm.crash("a")
+        await swarm.finish(120)
+
+    swarm = simulate(seed, scenario, last_outer_step=10)
+    assert {"b", "c"} <= swarm.steps[10].keys()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_download_from_a_member_that_freezes_is_given_up_and_begun_with_another(seed: int) -> None:
+    """A frozen process keeps its streams open for ever: that nothing comes is all that tells."""
+
+    async def scenario(swarm: Swarm) -> None:
+        peers = [swarm.start(name, established=name == "a") for name in "abc"]
+        await swarm.until(lambda: 2 in swarm.steps)
+        newcomer = swarm.start("d")
+        swarm.network.bytes_per_s[newcomer.peer] = 40_000
+        await swarm.until(lambda: any(peer.averager._sync.serving for peer in peers))
+        donor = next(peer for peer in peers if peer.averager._sync.serving)
+        swarm.freeze(donor.name)
+        await swarm.until(lambda: newcomer.averager.established)
+        swarm.network.bytes_per_s.clear()
+        swarm.thaw(donor.name)
+        await swarm.finish(200)
+
+    swarm = simulate(seed, scenario, last_outer_step=40)
+    assert "d" in swarm.steps[40]

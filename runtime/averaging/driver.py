@@ -21,7 +21,7 @@ from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.joining import Joined, Joining, NotJoined
-from runtime.averaging.messages import ROUND, Commit, Committed, Descriptor, MemberEntry, Past
+from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
 from runtime.averaging.own_state import OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.results import Results
@@ -32,6 +32,16 @@ from runtime.averaging.transfer import Kind
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
+# A peer that came back to members who have all gone since waits so long for another.
+ALONE_S = 5.0
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Of shares and results, as they were in a generation of them: void when they have been dropped since."""
+
+    event: events.Event
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,8 @@ class Averager:
         self.established, self._last_outer_step = established, last_outer_step
         self._report, self._committed, self._abandoned = report, committed, abandoned
         self._results = Results(identity.peer)
-        self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Still] = asyncio.Queue()
-        self._exchange = Exchange(transport, self._results, quorum, self._inbox.put_nowait, self.strike, report)
+        self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
+        self._exchange = Exchange(transport, self._results, quorum, self._on_moved, self.strike, report)
         self._transfers = self._exchange.transfers
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
         self._joining = Joining(self._sync, report)
@@ -89,6 +99,7 @@ class Averager:
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
         self._syncing = False
+        self._member_seen_at = 0.0
         self._ready_at = self._followed_at = 0.0
 
     @property
@@ -111,6 +122,9 @@ class Averager:
             self._mesh.bytes_received + self._transfers.bytes_received,
         )
 
+    def _on_moved(self, event: events.Event) -> None:
+        self._inbox.put_nowait(_Moved(event, self._results.generation))
+
     def strike(self, peer: str, reason: str) -> None:
         self._report("strike", member=peer, reason=reason)
 
@@ -131,7 +145,7 @@ class Averager:
                 while not (self.finished and self.established):
                     await self._next_event(None)
                 until = loop.time() + LINGER_S
-                while (loop.time() < until or self._sync.serving) and self._others_behind():
+                while (loop.time() < until or self._sync.serving or self._transfers.sending) and self._others_behind():
                     await self._next_event(max(until, loop.time() + 1.0))
             finally:
                 for task in (*always, *self._background):
@@ -146,16 +160,25 @@ class Averager:
     async def _next_event(self, until: float | None) -> None:
         deadlines = [deadline for deadline in (self.machine.next_deadline(), until) if deadline is not None]
         deadline = min(deadlines, default=None)
-        if self._inbox.empty() or (deadline is not None and deadline <= asyncio.get_running_loop().time()):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    event = await self._inbox.get()
-            except TimeoutError:
-                # A timer may fire a clock tick early; the machine is to see its deadline as passed.
-                await self._feed(events.Tick(), deadline)
+        if deadline is not None and deadline <= asyncio.get_running_loop().time():
+            await self._feed(events.Tick())
+            if self._inbox.empty():
                 return
-        else:
-            event = self._inbox.get_nowait()
+            deadline = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                event = await self._inbox.get()
+        except TimeoutError:
+            # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+            await self._feed(events.Tick(), deadline)
+            return
+        if isinstance(event, _Moved):
+            if event.generation != self._results.generation:
+                return
+            event = event.event
+        if isinstance(event, events.ContributionReady) and self._results.own_P is None:
+            # Of a state that is no more.
+            return
         if isinstance(event, Joined):
             event = await self._take(event)
         elif isinstance(event, _Still):
@@ -178,7 +201,7 @@ class Averager:
             now = max(asyncio.get_running_loop().time(), not_before or 0.0)
             for action in self.machine.handle(pending.popleft(), now):
                 pending += await self._perform(action)
-        if not self.established and not self._syncing:
+        if not self.established:
             self._synchronise()
 
     async def _perform(self, action: events.Action) -> list[events.Event]:
@@ -290,7 +313,7 @@ class Averager:
     def _on_work(self, work: InnerWork) -> None:
         self._results.own_P = self._trainer.pseudo_gradient()
         self._ready_at = asyncio.get_running_loop().time()
-        loss = work.loss if abs(work.loss) < 1e9 else None
+        loss = work.loss if abs(work.loss) <= MOST_LOSS else None
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
 
     def _status(self) -> Status:
@@ -298,8 +321,14 @@ class Averager:
         return Status(role, self._own.outer_step, self.lineage, self._trainer.progress, self._own.tokens)
 
     async def _keep_status(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._member_seen_at = loop.time()
         while True:
             self._mesh.set_status(self._status())
+            if any(status.role == Role.MEMBER for status in self._mesh.members().values()):
+                self._member_seen_at = loop.time()
+            elif not self.established:
+                self._synchronise()
             await asyncio.sleep(0.5)
 
     # The network: messages in and out, shares and results.
@@ -347,11 +376,14 @@ class Averager:
 
     def _synchronise(self) -> None:
         """Go over to the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
+        if self._syncing:
+            return
         own = self._own.claim() if self.established or self._own.tokens else None
         ahead = self.machine.roster.ahead(own.position if own else (-1, 0, b""))
         members = self._mesh.members()
         if not ahead or ahead[0] not in members:
-            if self.established or (own and any(status.role == Role.MEMBER for status in members.values())):
+            member_here = any(status.role == Role.MEMBER for status in members.values())
+            if self.established or (own and (member_here or self._may_go_on_alone(own))):
                 # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
                 self._syncing = True
                 self._inbox.put_nowait(Joined(self._identity.peer, None))
@@ -364,6 +396,12 @@ class Averager:
             self._inbox.put_nowait(await self._joining.attempt(ahead[0], claimed, own or self._own.claim(), members))
 
         self._spawn(attempt(), self._identity.peer)
+
+    def _may_go_on_alone(self, own: Claim) -> bool:
+        """Whether every member is gone that this peer came back to, and nobody who came back has a heavier state."""
+        alone_s = asyncio.get_running_loop().time() - self._member_seen_at
+        here = self._mesh.members().values()
+        return alone_s > ALONE_S and all(status.position <= own.position for status in here)
 
     def _end_sync(self) -> None:
         self._syncing = False

@@ -1,6 +1,5 @@
 """Shares and results in and out: what the round wants sent or fetched, and what comes, between buffers and streams."""
 
-import asyncio
 from collections.abc import Callable
 
 from peers.errors import PeerError
@@ -9,8 +8,6 @@ from runtime.averaging import events
 from runtime.averaging.messages import Descriptor
 from runtime.averaging.results import Results
 from runtime.averaging.transfer import Kind, Transfers
-
-FETCH_TIMEOUT_S = 10.0
 
 
 class Exchange:
@@ -43,17 +40,17 @@ class Exchange:
 
     async def fetch(self, wanted: events.Fetch) -> None:
         """Get a result from the first of its sources that has it, and tell how that went."""
-        plan_id, shard, maker = wanted.descriptor.plan_id, wanted.shard, wanted.descriptor.peers[0]
+        plan_id, shard = wanted.descriptor.plan_id, wanted.shard
         for source in wanted.sources:
-            limit = self._results.limit(maker, Kind.RESULT, plan_id, shard)
-            if limit is None:
-                return
             try:
-                async with asyncio.timeout(FETCH_TIMEOUT_S):
-                    data = await self.transfers.fetch(source, wanted.digest, limit)
-                if self._results.limit(maker, Kind.RESULT, plan_id, shard) is None:
-                    return
-                digest = self._results.add_result(shard, data, self._quorum)
+                most_bytes = self._results.most_result_bytes(plan_id, shard)
+                if most_bytes is None:
+                    break
+                data = await self.transfers.fetch(source, wanted.digest, most_bytes)
+                # The plan may have changed meanwhile.
+                if self._results.most_result_bytes(plan_id, shard) is None:
+                    break
+                digest = self._results.add_result(shard, data, self._quorum, None)
             except (PeerError, ValueError, TimeoutError):
                 continue
             if digest == wanted.digest:
@@ -70,7 +67,7 @@ class Exchange:
                 self._results.add_share(sender, shard, data)
                 self._happened(events.ContributionArrived(plan_id, shard, sender))
             else:
-                digest = self._results.add_result(shard, data, self._quorum)
+                digest = self._results.add_result(shard, data, self._quorum, sender)
                 self._happened(events.ResultReady(plan_id, shard, sender, digest))
         except ValueError as error:
             self._strike(sender, f"{kind.name.lower()} of shard {shard}: {error}")

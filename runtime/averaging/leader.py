@@ -1,5 +1,7 @@
 """What a leader decides and when: whom it waits for, when it begins, and which reducer it replaces."""
 
+from statistics import median_high
+
 from runtime.averaging import plan
 from runtime.averaging.messages import Descriptor
 from runtime.averaging.pace import Pace
@@ -56,7 +58,7 @@ class Leader:
             terms.n_elements,
             terms.codec,
             terms.quorum,
-            step.electorate(self._roster) if majority else (),
+            self._roster.group if majority else (),
         )
         if plan.decidable(descriptor):
             return descriptor
@@ -79,8 +81,11 @@ class Leader:
         """
         assert step.first_ready_at is not None
         ready = [(step.readies[peer].weight, step.ready_since[peer]) for peer in step.readies]
-        usual, usual_s = max(tokens for tokens, _ in ready), self._pace.phase_s
-        missing = [peer for peer in step.expected(self._roster, now) if peer not in step.readies]
+        expected = step.expected(self._roster, now)
+        missing = [peer for peer in expected if peer not in step.readies]
+        # Not the most: that is of a peer which carries over what missed the last step.
+        known = [self._roster.tokens[peer] for peer in {*expected, *step.readies} if peer in self._roster.tokens]
+        usual, usual_s = median_high(known), self._pace.phase_s
         if usual_s is not None:
             until = step.first_ready_at + 0.5 * usual_s
             missing = [peer for peer in missing if self._done_at(step, peer, usual, usual_s) <= until]

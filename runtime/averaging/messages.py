@@ -10,6 +10,9 @@ import msgpack
 from peers.wire import Codec, Digest, Length, PeerId, RunId
 
 MAX_MEMBERS = 256
+MOST_TOKENS = 1 << 40
+"""Of one contribution: a run can then take millions of steps before its count of tokens does not fit on the wire."""
+MOST_LOSS = 1e9
 MOST_ATTEMPTS = 1_000_000
 """Nobody tries so often: a Ready that says so wants to push the others out of what fits on the wire."""
 
@@ -86,6 +89,8 @@ class Descriptor:
             raise ValueError("reducers, settled and bounds differ in length")
         if self.attempt > MOST_ATTEMPTS or self.revision > MOST_ATTEMPTS:
             raise ValueError(f"attempt {self.attempt}, revision {self.revision}")
+        if any(entry.weight > MOST_TOKENS or abs(entry.loss or 0.0) > MOST_LOSS for entry in self.members):
+            raise ValueError("a weight or a loss that no training has")
         if any(index >= n for index in (*self.reducers, *self.voters)):
             raise ValueError(f"an index beyond {n} members")
         if list(self.voters) != sorted(set(self.voters)):

@@ -23,17 +23,21 @@ class OwnState:
         self.claims: dict[int, Claim] = {}
         self._trainer = trainer
         self._snapshot: tuple[Claim, Tensor, Tensor] | None = None
+        self._claim: Claim | None = None
 
     @property
     def outer_step(self) -> int:
         return self._trainer.outer_step
 
     def claim(self) -> Claim:
-        return Claim(self.outer_step, self.lineage, self._trainer.state_digest(), self.tokens, self.group)
+        """What this peer says of its state. The state's digest takes a while and is made once."""
+        if self._claim is None:
+            digest = self._trainer.state_digest()
+            self._claim = Claim(self.outer_step, self.lineage, digest, self.tokens, self.group)
+        return self._claim
 
     def stand_by(self) -> Claim:
         """From now on this is what the peer says that the state of the outer step is."""
-        self._snapshot = None
         self.claims[self.outer_step] = claim = self.claim()
         self.claims.pop(self.outer_step - KEPT_CLAIMS, None)
         return claim
@@ -72,9 +76,11 @@ class OwnState:
         included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
         self.tokens += sum(entry.weight for entry in included)
         self.group = tuple(entry.peer for entry in included)
+        self._claim = self._snapshot = None
         return included
 
     def load(self, state: State) -> None:
         """Go over to a member's state."""
         self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
         self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+        self._claim = self._snapshot = None

@@ -27,6 +27,9 @@ class Results:
         self._shares: dict[tuple[int, int], Tensor] = {}
         self._encoded: dict[int, bytes] = {}
         self._results: dict[int, dict[bytes, bytes]] = {}
+        self._makers: set[tuple[int, str]] = set()
+        self.generation = 0
+        """Grows whenever shares and results are dropped: what was said of them before is then void."""
         self._kept: OrderedDict[int, tuple[bytes, dict[bytes, bytes]]] = OrderedDict()
 
     @property
@@ -36,12 +39,16 @@ class Results:
     def follow(self, descriptor: Descriptor) -> None:
         """Make room for a plan; what belonged to another one is dropped."""
         if self._descriptor is None or self._descriptor.plan_id != descriptor.plan_id:
-            self._shares, self._encoded, self._results = {}, {}, {}
+            self._drop()
         self._descriptor = descriptor
+
+    def _drop(self) -> None:
+        self._shares, self._encoded, self._results, self._makers = {}, {}, {}, set()
+        self.generation += 1
 
     def forget_step(self) -> None:
         self._descriptor, self.own_P = None, None
-        self._shares, self._encoded, self._results = {}, {}, {}
+        self._drop()
 
     def limit(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> int | None:
         """The most bytes that may come from ``sender`` now, None if nothing of this is wanted or it came before."""
@@ -52,12 +59,17 @@ class Results:
             return None
         if kind is Kind.RESULT:
             # Each member may come to be the shard's reducer, once.
-            if len(self._results.get(shard, ())) >= len(descriptor.members):
-                return None
-            return result_bytes(len(descriptor.members), self._codec, self._elements(shard))
+            return None if (shard, sender) in self._makers else self.most_result_bytes(plan_id, shard)
         if (shard, descriptor.peers.index(sender)) in self._shares:
             return None
         return self._codec.encoded_bytes(self._elements(shard))
+
+    def most_result_bytes(self, plan_id: bytes, shard: int) -> int | None:
+        """What a result of the shard may take, None if the plan is not followed any more."""
+        descriptor = self._descriptor
+        if descriptor is None or descriptor.plan_id != plan_id:
+            return None
+        return result_bytes(len(descriptor.members), self._codec, self._elements(shard))
 
     def encoded_share(self, shard: int) -> bytes:
         """This peer's contribution to a shard, as it travels; encoded once."""
@@ -79,15 +91,13 @@ class Results:
         descriptor = self._descriptor
         assert descriptor is not None
         # Its own share goes through the codec like everybody's: what is averaged is what was sent.
-        me = descriptor.peers.index(self._peer)
         self.add_share(self._peer, shard, self.encoded_share(shard))
         shares = {index: self._shares[shard, index] for index in contributors}
         mean_P = weighted_mean(shares, [entry.weight for entry in descriptor.members])
-        assert me in contributors
         return self._hold(shard, ShardResult(contributors, self._codec.encode(mean_P)).to_bytes())
 
-    def add_result(self, shard: int, data: bytes, quorum: int) -> bytes:
-        """Hold a result that came whole; its digest.
+    def add_result(self, shard: int, data: bytes, quorum: int, maker: str | None) -> bytes:
+        """Hold a result that came whole, from its maker or fetched from anyone (None); its digest.
 
         Raises: ValueError if no honest reducer can have made it.
         """
@@ -98,6 +108,8 @@ class Results:
         if len(result.contributors) < quorum:
             raise ValueError(f"{len(result.contributors)} contributors where the quorum is {quorum}")
         result.decode(self._codec, n_elements)
+        if maker is not None:
+            self._makers.add((shard, maker))
         return self._hold(shard, data)
 
     def result(self, shard: int, digest: bytes) -> bytes:

@@ -31,8 +31,6 @@ class Roster:
     """The linked peers with their last status."""
     lost: dict[str, float] = field(default_factory=dict)
     """Peers whose link has just ended without a goodbye, and when they stop being waited for."""
-    left: set[str] = field(default_factory=set)
-    """Peers that said goodbye."""
     lineages: dict[int, bytes] = field(default_factory=dict)
     """This peer's own history, by outer step."""
     refuted: dict[str, bytes] = field(default_factory=dict)
@@ -59,7 +57,6 @@ class Roster:
         known, self._members = self.alive.get(peer), None
         self.alive[peer] = status
         self.lost.pop(peer, None)
-        self.left.discard(peer)
         if known is None or (known.role, known.outer_step) != (status.role, status.outer_step):
             self.since[peer] = now
         motion = self._motions.setdefault(peer, _Motion(status.progress, now))
@@ -77,9 +74,7 @@ class Roster:
         self.alive.pop(peer, None)
         self.since.pop(peer, None)
         self.refuted.pop(peer, None)
-        if left:
-            self.left.add(peer)
-        else:
+        if not left:
             self.lost[peer] = now
 
     def refute(self, peer: str) -> None:

@@ -193,6 +193,9 @@ class Round:
             return []
         self.pace.phase(now - step.begun_at)
         step.own = event
+        if step.descriptor is not None and step.contributes:
+            # A leader was quicker than this peer's own word that it is ready.
+            return [*self._follow(step, step.descriptor, now), *self._say_ready(step, now)]
         return self._say_ready(step, now)
 
     def _say_ready(self, step: Step, now: float) -> list[Action]:
@@ -236,7 +239,7 @@ class Round:
         if step.own is None or step.told_waiting or step.can_form(step.expected(self.roster, now), self.roster):
             return []
         step.told_waiting = True
-        here, group = len(self._alive) + 1, len(step.electorate(self.roster))
+        here, group = len(self._alive) + 1, len(self.roster.group)
         needs = f"more than half of the {group} of the last" if self.terms.on_partition == "stop" else "a quorum"
         waiting = (("outer_step", step.outer_step + 1), ("members", here), ("needs", needs))
         return [Report("waiting", waiting)]

@@ -32,8 +32,9 @@ class Seals:
         if isinstance(message, Descriptor):
             return ROUND.encode(Begin(seal(self._identity, DESCRIPTOR_CONTEXT, SIGNED.encode(message))))
         if isinstance(message, Commit):
-            self._commits[message] = seal(self._identity, COMMIT_CONTEXT, SIGNED.encode(message))
-            return ROUND.encode(Committed(self._commits[message]))
+            return ROUND.encode(
+                Committed(self._keep(message, seal(self._identity, COMMIT_CONTEXT, SIGNED.encode(message))))
+            )
         return ROUND.encode(message)
 
     def decode(self, body: bytes, sender: str) -> Message:
@@ -48,10 +49,14 @@ class Seals:
         if signer != leader or isinstance(signed, Descriptor) != isinstance(message, Begin):
             raise ProtocolViolation(sender, f"a {context} that its leader did not sign")
         if isinstance(signed, Commit):
-            self._commits.setdefault(signed, message.sealed)
-            while len(self._commits) > MOST_COMMITS:
-                del self._commits[next(iter(self._commits))]
+            self._keep(signed, message.sealed)
         return signed
+
+    def _keep(self, commit: Commit, sealed: bytes) -> bytes:
+        kept = self._commits.setdefault(commit, sealed)
+        while len(self._commits) > MOST_COMMITS:
+            del self._commits[next(iter(self._commits))]
+        return kept
 
     def sealed(self, commit: Commit) -> bytes | None:
         """As its leader has sealed it, None if too many have come since."""

@@ -119,10 +119,13 @@ class StateSync:
         stream = await self._transport.open(donor, (), STATE_PROTOCOL)
         try:
             await stream.send(STATE.encode(StateRequest()))
-            claim = await self._claim(stream)
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                claim = await self._claim(stream)
             await self._confirm(donor, claim, witnesses, own)
             anchor_bytes = await self._vector(stream, 0, progress)
             momentum_bytes = await self._vector(stream, len(anchor_bytes), progress)
+        except TimeoutError:
+            raise StreamClosed(donor, "no answer") from None
         finally:
             stream.close()
         if hashlib.sha256(anchor_bytes + momentum_bytes).digest() != claim.state:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from peers.election import leadership_order
 from runtime.averaging.codec import BLOCK
 from runtime.averaging.events import ContributionReady
-from runtime.averaging.messages import Accepted, Commit, Descriptor, Ready
+from runtime.averaging.messages import MOST_LOSS, MOST_TOKENS, Accepted, Commit, Descriptor, Ready
 from runtime.averaging.roster import Roster
 
 # Attempts double in length: nobody who can hear the others is so far ahead of them.
@@ -140,15 +140,9 @@ class Step:
 
     def can_form(self, peers: Collection[str], roster: Roster) -> bool:
         """Whether a group of these peers may commit this step."""
-        if self.terms.on_partition == "stop" and roster.group:
-            electorate = self.electorate(roster)
-            if 2 * len(electorate.intersection(peers)) <= len(electorate):
-                return False
-        return len(peers) >= self.terms.quorum
-
-    def electorate(self, roster: Roster) -> frozenset[str]:
-        """Of whom more than half decide where the manifest has it so: the last group, less those who left."""
-        return roster.group - roster.left
+        # Who said goodbye counts as well: it may be back before the step is over, on the other side of a cut.
+        majority = 2 * len(roster.group.intersection(peers)) > len(roster.group) or not roster.group
+        return len(peers) >= self.terms.quorum and (majority or self.terms.on_partition == "fork")
 
     def elected(self, roster: Roster, now: float) -> str:
         """Who leads this attempt by the hash order."""
@@ -218,6 +212,8 @@ class Step:
         """Why a Ready cannot be right: what it says of earlier attempts becomes the plan of the next."""
         if ready.attempt > self.attempt + MOST_AHEAD:
             return f"ready for attempt {ready.attempt} while others are at {self.attempt}"
+        if ready.weight > MOST_TOKENS or abs(ready.loss or 0.0) > MOST_LOSS:
+            return f"ready with {ready.weight} tokens and a loss of {ready.loss}"
         for descriptor in (ready.following, ready.accepted.descriptor if ready.accepted else None):
             if descriptor is not None and (reason := self.misfit(descriptor)):
                 return f"ready after a {reason}"

@@ -26,8 +26,12 @@ CHUNK_BYTES = 1 << 16
 QUEUE_S = 0.15
 MOST_WINDOW_BYTES = 16 << 20
 MAX_HEADER_BYTES = 256
+# A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
+STALL_S = 20.0
 # A share can outrun the descriptor it belongs to by the difference of two paths, not by more.
 PLAN_WAIT_S = 10.0
+# Who holds a piece begins to send it within this.
+ANSWER_S = 10.0
 
 
 class Kind(IntEnum):
@@ -90,10 +94,18 @@ async def send_bytes(
 
 async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], window: Window) -> int:
     """Wait for the oldest chunk's; its length."""
-    await stream.receive(1)
+    await _moving(stream, 1)
     n_bytes, sent_at = under_way.popleft()
     window.acknowledged(n_bytes, asyncio.get_running_loop().time() - sent_at)
     return n_bytes
+
+
+async def _moving(stream: Stream, max_bytes: int) -> bytes:
+    try:
+        async with asyncio.timeout(STALL_S):
+            return await stream.receive(max_bytes)
+    except TimeoutError:
+        raise StreamClosed(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
 
 
 async def receive_bytes(stream: Stream, n_bytes: int) -> bytes:
@@ -103,7 +115,7 @@ async def receive_bytes(stream: Stream, n_bytes: int) -> bytes:
     """
     data = bytearray()
     while len(data) < n_bytes:
-        chunk = await stream.receive(min(CHUNK_BYTES, n_bytes - len(data)))
+        chunk = await _moving(stream, min(CHUNK_BYTES, n_bytes - len(data)))
         if not chunk:
             raise ProtocolViolation(stream.peer, "an empty chunk")
         data += chunk
@@ -130,6 +142,8 @@ class Transfers:
     ) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.sending = 0
+        """Shares, results and pieces that are on their way to others."""
         self._transport, self._limit, self._arrived = transport, limit, arrived
         self._piece, self._strike = piece, strike
         self._plan: bytes | None = None
@@ -161,19 +175,20 @@ class Transfers:
             header = HEADER.encode(Push(kind, plan_id, shard, len(data)))
             await stream.send(header)
             self._count(FRAME_HEADER_BYTES + len(header))
-            await send_bytes(stream, data, self._count)
+            await self._send_bytes(stream, data)
         finally:
             stream.close()
 
     async def fetch(self, peer: str, digest: bytes, most_bytes: int) -> bytes:
         """A result by its digest, unchecked.
 
-        Raises: PeerError, also if the peer does not hold it.
+        Raises: PeerError, also if the peer does not hold it; TimeoutError if it does not say.
         """
         stream = await self._transport.open(peer, (), PIECE_PROTOCOL)
         try:
             await stream.send(digest)
-            (n_bytes,) = struct.unpack("!Q", await _exactly(stream, 8))
+            async with asyncio.timeout(ANSWER_S):
+                (n_bytes,) = struct.unpack("!Q", await _exactly(stream, 8))
             if n_bytes > most_bytes:
                 raise ProtocolViolation(peer, f"a piece of {n_bytes} bytes, the limit is {most_bytes}")
             data = await receive_bytes(stream, n_bytes)
@@ -181,6 +196,13 @@ class Transfers:
             return data
         finally:
             stream.close()
+
+    async def _send_bytes(self, stream: Stream, data: bytes) -> None:
+        self.sending += 1
+        try:
+            await send_bytes(stream, data, self._count)
+        finally:
+            self.sending -= 1
 
     def _count(self, n_bytes: int) -> None:
         self.bytes_sent += n_bytes
@@ -223,7 +245,7 @@ class Transfers:
                 return
             await stream.send(struct.pack("!Q", len(data)))
             self._count(FRAME_HEADER_BYTES + 8)
-            await send_bytes(stream, data, self._count)
+            await self._send_bytes(stream, data)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except StreamClosed:

@@ -39,7 +39,7 @@ def test_peers_that_exchange_shares_hold_the_weighted_mean() -> None:
         digests.append(reducer.reduce(shard, (0, 1, 2)))
         for other in every:
             if other is not reducer:
-                assert other.add_result(shard, reducer.result(shard, digests[-1]), 1) == digests[-1]
+                assert other.add_result(shard, reducer.result(shard, digests[-1]), 1, PEERS[shard]) == digests[-1]
     weights = [entry.weight for entry in PLAN.members]
     expected = (weights[0] * 1.0 + weights[1] * 2.0 + weights[2] * 4.0) / sum(weights)
     means = [one.mean(Commit(PLAN, tuple(digests))) for one in every]
@@ -67,15 +67,17 @@ def test_results_of_one_shard_cannot_fill_the_memory() -> None:
     for value in range(100):
         if results.limit("peer-c", Kind.RESULT, PLAN.plan_id, 1) is None:
             break
-        results.add_result(1, result(1, value=1.0 + value), 1)
+        results.add_result(1, result(1, value=1.0 + value), 1, "peer-c")
         taken += 1
-    assert taken <= 2 * len(PEERS)
+    assert taken == 1
+    # The honest one still has its turn.
+    assert results.limit("peer-b", Kind.RESULT, PLAN.plan_id, 1) is not None
 
 
 def test_results_that_no_honest_reducer_makes_are_errors() -> None:
     for data in (b"", result(0)[:-1], result(0) + b"\0", result(0, (0, 1, 3)), result(0, (0,))):
         with pytest.raises(ValueError, match=r"."):
-            buffers().add_result(0, data, 2)
+            buffers().add_result(0, data, 2, "peer-a")
 
 
 def test_a_diverged_peer_still_reduces_with_the_float32_codec() -> None:
@@ -86,7 +88,7 @@ def test_a_diverged_peer_still_reduces_with_the_float32_codec() -> None:
 
 def test_another_plan_forgets_shares_and_results_and_the_same_one_under_a_new_leader_does_not() -> None:
     results = buffers()
-    digest = results.add_result(0, result(0), 1)
+    digest = results.add_result(0, result(0), 1, "peer-a")
     results.follow(plan_of("peer-b", PEERS, attempt=1))
     assert results.piece(digest) == result(0)
     results.follow(plan_of("peer-a", PEERS[:2]))
@@ -98,7 +100,7 @@ def test_the_last_committed_results_are_kept_and_older_ones_are_not() -> None:
     for outer_step in range(KEPT_STEPS + 2):
         descriptor = plan_of("peer-a", PEERS, outer_step=outer_step)
         results.follow(descriptor)
-        digests = tuple(results.add_result(shard, result(shard, value=1.0 + outer_step), 1) for shard in range(3))
+        digests = tuple(results.add_result(shard, result(shard, value=1.0 + outer_step), 1, None) for shard in range(3))
         results.keep(Commit(descriptor, digests), b"sealed %d" % outer_step)
         results.forget_step()
         firsts.append(digests[0])

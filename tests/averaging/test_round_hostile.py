@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from lone_round import NOW, PEERS, kinds, order, plan_of, ready_of, says, seated
-from round_table import N_ELEMENTS, ROOT, sha
+from round_table import N_ELEMENTS, ROOT, sha, weight_of
 
 from peers.membership import Down
 from runtime.averaging import events
@@ -111,3 +111,30 @@ def test_no_ready_can_drive_the_others_to_an_attempt_that_they_refuse_from_each_
     assert readies
     assert not [a for ready in readies for a in says(other, "peer-a", ready) if isinstance(a, events.Strike)]
     assert max(ready.attempt for ready in readies) < 2**63
+
+
+@pytest.mark.parametrize(("weight", "loss"), [((1 << 40) + 1, 2.0), ((1 << 63) - 1, 2.0), (100, 1e300), (100, -1e10)])
+def test_a_weight_or_a_loss_that_no_training_has_is_a_strike(weight: int, loss: float) -> None:
+    """The sum of all weights has to fit on the wire for as long as the run lasts."""
+    machine = seated("peer-a", ["peer-b", "peer-c"])
+    assert kinds(says(machine, "peer-b", ready_of("peer-b", weight=weight, loss=loss))) == {events.Strike}
+    plan = plan_of("peer-b", PEERS[:3])
+    members = tuple(replace(entry, weight=weight, loss=loss) for entry in plan.members)
+    with pytest.raises(ValueError, match="no training has"):
+        replace(plan, members=members).check(N_ELEMENTS, 4096)
+
+
+def test_a_leader_that_guesses_a_weight_before_it_is_told_gets_the_share_when_it_is_ready() -> None:
+    """Whoever knows the inner steps knows the weight: the plan may be there before this peer's own Ready."""
+    leader, own, third = order(PEERS[:3])
+    machine = seated(own, [leader, third], ready=False)
+    plan = plan_of(leader, PEERS[:3])
+    assert events.SendContribution not in kinds(says(machine, leader, plan))
+    actions = machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW + 1.0)
+    machine.validate()
+    shares = [action for action in actions if isinstance(action, events.SendContribution)]
+    assert {share.to for share in shares} == {leader, third}
+    mine = plan.reducers.index(plan.peers.index(own))
+    for sender in (leader, third):
+        actions = machine.handle(events.ContributionArrived(plan.plan_id, mine, sender), NOW + 2.0)
+    assert [action.contributors for action in actions if isinstance(action, events.Reduce)] == [(0, 1, 2)]

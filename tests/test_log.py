@@ -1,0 +1,27 @@
+import json
+from pathlib import Path
+
+from runtime.log import EventLog
+
+
+def test_an_event_is_one_line_and_is_heard() -> None:
+    """And where the disk is full, it is heard all the same: a run does not end because it cannot be written about."""
+    heard = list[str]()
+    log = EventLog(Path("/dev/full"), "peer")
+    log.listener = lambda event, fields: heard.append(event)
+    log.report("joined", outer_step=3)
+    log.close()
+    assert heard == ["joined"]
+
+
+def test_events_are_appended_with_time_and_peer(tmp_path: Path) -> None:
+    for step in range(2):
+        log = EventLog(tmp_path / "events.jsonl", "peer")
+        log.report("joined", outer_step=step)
+        log.close()
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["peer"], line["outer_step"]) for line in lines] == [
+        ("joined", "peer", 0),
+        ("joined", "peer", 1),
+    ]
+    assert lines[0]["time"] <= lines[1]["time"]
