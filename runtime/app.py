@@ -270,6 +270,10 @@ class _Peer:
                 "this folder has no outer step of the run, and only who has one can go on with it: waiting for a member"
                 " (--anew begins the run again from its first weights)"
             )
+        if established and not tokens and trainer.state_digest() != manifest.initial_state:
+            raise ConfigError(
+                "this machine makes other first weights than the organiser's: join while a member is there"
+            )
         if trainer.outer_step == 0 and established:
             await self._validate(trainer)
         averager = Averager(
@@ -295,16 +299,17 @@ class _Peer:
             moving = asyncio.create_task(_keep_moving(line, trainer, config, self.view))
             await self.until_leaving(averager.run())
             await _end(moving)
-        if self._saving is not None:
-            await self._saving
-        if averager.established:
-            await self._save(averager.state(), STATE_FILE)
-        for task in list(self._forks):
-            await task
         if averager.finished and not self._leaving.is_set():
             await self._validate(trainer)
             self._reason = "the run is over"
-        return await self.leave()
+        # First the goodbye: nobody is to wait for this peer while it writes.
+        exit_code = await self.leave()
+        for task in (self._saving, *self._forks):
+            if task is not None:
+                await task
+        if averager.established:
+            await self._save(averager.state(), STATE_FILE)
+        return exit_code
 
     async def _finds_members(self) -> bool:
         """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""

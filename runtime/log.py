@@ -1,11 +1,11 @@
 """The event log of a peer: JSON lines, each an event with the time, the peer and its fields. See docs/events.md."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 
 class EventLog:
@@ -14,15 +14,27 @@ class EventLog:
     def __init__(self, path: Path, peer: str) -> None:
         self.listener: Callable[[str, dict[str, object]], None] = lambda event, fields: None
         self._peer = peer
-        self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
+        if _is_torn(path):
+            self._write("")
 
     def report(self, event: str, **fields: object) -> None:
         line = json.dumps({"event": event, "time": round(time.time(), 4), "peer": self._peer, **fields})
-        # A full disk: the run goes on, and the line is missing.
-        with suppress(OSError):
-            self._file.write(line + "\n")
+        self._write(line)
         self.listener(event, fields)
 
     def close(self) -> None:
+        self._file.close()
+
+    def _write(self, line: str) -> None:
+        # On a full disk the run goes on, and the line is missing.
         with suppress(OSError):
-            self._file.close()
+            self._file.write(line.encode() + b"\n")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the process that wrote to the file last was killed within a line."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False

@@ -25,3 +25,14 @@ def test_events_are_appended_with_time_and_peer(tmp_path: Path) -> None:
         ("joined", "peer", 1),
     ]
     assert lines[0]["time"] <= lines[1]["time"]
+
+
+def test_a_line_that_a_killed_process_left_torn_does_not_take_the_next_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "joi')
+    log = EventLog(path, "peer")
+    log.report("left")
+    log.close()
+    torn, whole = path.read_text().splitlines()
+    assert torn == '{"event": "joi'
+    assert json.loads(whole)["event"] == "left"

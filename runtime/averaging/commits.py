@@ -76,8 +76,8 @@ class Commits:
             return []
         step.failed_fetches = 0
         if self._roster.ahead(step.position):
-            return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step} any more")
+            return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step + 1} any more")
         step.lost.add(commit)
         step.commit, step.descriptor, step.fetch_at = None, None, None
         step.forget_plan()
-        return [Report("commit_lost", (("outer_step", step.outer_step),))]
+        return [Report("commit_lost", (("outer_step", step.outer_step + 1),))]

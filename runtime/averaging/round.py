@@ -7,7 +7,6 @@ the attempt for everyone who notices, and with their Ready for the next attempt 
 and what they accepted, so that a result that may have been committed is committed again and nothing else.
 """
 
-from collections import deque
 from typing import assert_never
 
 from peers.membership import Changed, Down, Gone, Slept, Up
@@ -49,7 +48,6 @@ class Round:
     ) -> None:
         self.peer, self.terms = peer, Terms(peer, run_id, n_elements, codec, quorum, on_partition)
         self.pace, self.roster = Pace(), Roster(peer)
-        self.history: deque[tuple[float, Event, list[Action]]] = deque(maxlen=256)
         self._leader = Leader(self.terms, self.roster, self.pace)
         self._reducer = Reducer(self.terms, self.roster, self.pace)
         self._histories = Histories(self.roster)
@@ -87,37 +85,6 @@ class Round:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         self._now = now
-        actions = self._handle(event, now)
-        self.history.append((now, event, actions))
-        return actions
-
-    def next_deadline(self) -> float | None:
-        """Loop time at which ``Tick`` is due, None if it never is."""
-        step, now = self._step, self._now
-        if step is None or step.applying:
-            return None
-        deadlines = [step.fetch_at] if step.fetch_at is not None else []
-        if step.commit is None:
-            if (ask_at := self._histories.ask_at(step)) is not None:
-                deadlines.append(ask_at)
-            if step.first_ready_at is not None and step.own is None and not step.stop_sent:
-                deadlines.append(self._leader.stop_at(step, now))
-            if step.own is not None:
-                deadlines += self._own_deadlines(step, now)
-            deadlines += self._reducer.deadlines(step)
-        return min(deadlines, default=None)
-
-    def _own_deadlines(self, step: Step, now: float) -> list[float]:
-        """Of a peer that is ready: when to lead, to give up a leader, and to count out who hangs."""
-        deadlines = [self.roster.still_at(peer) for peer in self._moving(step)]
-        if step.can_form(step.expected(self.roster, now), self.roster):
-            deadlines.append(self._attempt_ends(step, now))
-        for at in (self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
-            if at is not None:
-                deadlines.append(at)
-        return deadlines
-
-    def _handle(self, event: Event, now: float) -> list[Action]:
         match event:
             case StepBegun():
                 return self._begin_step(event, now)
@@ -152,6 +119,32 @@ class Round:
             case Tick():
                 return self._on_tick(step, now)
         assert_never(event)
+
+    def next_deadline(self) -> float | None:
+        """Loop time at which ``Tick`` is due, None if it never is."""
+        step, now = self._step, self._now
+        if step is None or step.applying:
+            return None
+        deadlines = [step.fetch_at] if step.fetch_at is not None else []
+        if step.commit is None:
+            if (ask_at := self._histories.ask_at(step)) is not None:
+                deadlines.append(ask_at)
+            if step.first_ready_at is not None and step.own is None and not step.stop_sent:
+                deadlines.append(self._leader.stop_at(step, now))
+            if step.own is not None:
+                deadlines += self._own_deadlines(step, now)
+            deadlines += self._reducer.deadlines(step)
+        return min(deadlines, default=None)
+
+    def _own_deadlines(self, step: Step, now: float) -> list[float]:
+        """Of a peer that is ready: when to lead, to give up a leader, and to count out who hangs."""
+        deadlines = [self.roster.still_at(peer) for peer in self._moving(step)]
+        if step.can_form(step.expected(self.roster, now), self.roster):
+            deadlines.append(self._attempt_ends(step, now))
+        for at in (self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
+            if at is not None:
+                deadlines.append(at)
+        return deadlines
 
     # Beginning: who is there, who is ready, who leads.
 

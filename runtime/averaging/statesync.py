@@ -96,7 +96,6 @@ class StateSync:
         self.bytes_sent = 0
         self.serving = 0
         """Downloads of this peer's state that are under way."""
-        self.bytes_received = 0
         self._transport, self._n_elements = transport, n_elements
         self._snapshot, self._claims, self._strike = snapshot, claims, strike
 
@@ -147,7 +146,6 @@ class StateSync:
         while len(data) < n_bytes:
             data += await receive_bytes(stream, min(piece_bytes, n_bytes - len(data)))
             progress(done_bytes + len(data), 2 * n_bytes)
-        self.bytes_received += n_bytes
         return bytes(data)
 
     async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str], own: Claim | None) -> None:
