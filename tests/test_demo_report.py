@@ -92,6 +92,16 @@ def test_a_contribution_of_half_the_inner_steps_counts_half() -> None:
     assert build_report(logs, DEMO).bytes_data_parallel == 1.5 * INNER * 2 * 1 / 2 * 4 * P
 
 
+def test_what_a_peer_sent_before_it_was_killed_and_came_back_counts_as_well() -> None:
+    """Each process counts from 0."""
+    logs = good_logs()
+    before = build_report(logs, KILLED)
+    logs["peer-3"] += [committed(step, "peer-3", {"peer-3": FULL}, bytes_sent=step) for step in (3, 4)]
+    after = build_report(logs, dataclasses.replace(KILLED, down=frozenset()))
+    assert before.peers["peer-3"].bytes_sent == 200
+    assert after.peers["peer-3"].bytes_sent == 200 + 4
+
+
 def test_a_run_of_one_peer_has_no_ratio() -> None:
     report = build_report({"peer-1": [committed(1, "peer-1", {"peer-1": FULL}, bytes_sent=0)]}, DEMO)
     assert report.bytes_ratio is None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 from rich.console import Group
@@ -178,13 +179,14 @@ def _round(outer_step: int, commits: Sequence[Event], names: Mapping[str, str]) 
 
 
 def _totals(name: str, events: Sequence[Event]) -> PeerTotals:
-    def last(key: str) -> int:
-        # Counters only grow; a killed peer's count up to the last line that it wrote.
-        return max((event[key] for event in events if key in event), default=0)
+    def total(key: str) -> int:
+        # A counter only grows, up to the last line that a process wrote, and begins at 0 in the next one.
+        counts = [event[key] for event in events if key in event]
+        return sum(count for count, following in pairwise([*counts, 0]) if following < count)
 
     committed = [event["outer_step"] for event in committed_in(events)]
     return PeerTotals(
-        name, max(committed, default=0), last("bytes_sent"), last("bytes_received"), last("state_bytes_sent")
+        name, max(committed, default=0), total("bytes_sent"), total("bytes_received"), total("state_bytes_sent")
     )
 
 
