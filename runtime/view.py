@@ -71,7 +71,7 @@ class View:
             case (("strike" | "join_failed" | "manifest_failed"), {"member": str(member), "reason": reason}):
                 return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
             case "checkpoint_failed", {"reason": reason}:
-                return f"the state could not be saved, the one before stands: {reason}"
+                return f"the state could not be saved, what was saved before stands: {reason}"
             case "fork_found", {"member": str(member), "tokens": int(theirs), "own_tokens": int(ours)}:
                 side = "lighter" if ours < theirs else "heavier"
                 return f"the run has forked: {short([member])} is on another history; this peer is on the {side} side"
