@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -32,6 +33,8 @@ trap 'kill -9 "$child"; wait "$child"; rm -rf "$folder"' EXIT
 trap exit HUP INT TERM
 read -r _
 """
+
+_GO_TIME = re.compile(r"^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d ")
 
 _lifelines: set[int] = set()
 
@@ -136,7 +139,7 @@ class Daemon:
             while line := await _next_line(output):
                 logger.debug("p2pd", extra={"line": line})
                 if not self.ready.is_set() or "ERROR" in line or "panic" in line:
-                    self._last_lines.append(line)
+                    self._last_lines.append(_GO_TIME.sub("", line))
                 if line.startswith("Peer ID:"):
                     self._last_lines.clear()
                     self.ready.set()

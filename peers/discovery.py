@@ -15,6 +15,7 @@ from typing import Any
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
+from hivemind.dht.traverse import traverse_dht
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.p2p import PeerID
 from hivemind.utils import MSGPackSerializer
@@ -77,6 +78,7 @@ class DhtDiscovery:
                 )
         except TimeoutError:
             raise NetworkError("the libp2p daemon p2pd does not answer: start again.") from None
+        _mute_abandoned_searches(asyncio.get_running_loop())
         node.protocol.storage = _BoundedStorage(maxsize=_MAX_STORED_KEYS)
         _check_answers(node.protocol)
         self = cls(transport, bootstrap, node)
@@ -162,6 +164,22 @@ class DhtDiscovery:
         except Exception as error:
             logger.debug("dht_call_failed", extra={"action": action, "reason": repr(error)})
             return None
+
+
+def _mute_abandoned_searches(loop: asyncio.AbstractEventLoop) -> None:
+    """A search whose caller has given up goes on in a task of hivemind's, and fails unheard when the peer ends."""
+    known = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        future = context.get("future")
+        if isinstance(future, asyncio.Task) and getattr(future.get_coro(), "__name__", "") == traverse_dht.__name__:
+            logger.debug("dht_search_abandoned", extra={"reason": repr(context.get("exception"))})
+        elif known is not None:
+            known(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
 
 
 class _Validator(RecordValidatorBase):  # type: ignore[misc]

@@ -7,7 +7,6 @@ import random
 import secrets
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -27,7 +26,7 @@ from runtime.averaging.lineage import first_lineage
 from runtime.averaging.statesync import State
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import ConfigError
-from runtime.folder import MOST_BOOTSTRAP, Folder, lock
+from runtime.folder import MOST_BOOTSTRAP, Folder, lock, unwritable
 from runtime.invite import Invite, format_invite
 from runtime.log import EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest, sign_manifest
@@ -42,6 +41,8 @@ MANIFEST_PROTOCOL = "atoll-manifest-1"
 SAVING_SHARE = 0.05
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
+# Some 120 characters each: an invite is to be pasted.
+MOST_INVITING = 8
 EXIT_INTERRUPTED = 130
 
 
@@ -64,8 +65,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         folder.claim(manifest)
         peer.enter(stack, manifest.run_id)
-        addresses = await peer.transport.addresses()
-        print(f"invite: {format_invite(Invite(manifest.run_id, addresses))}", flush=True)
+        await peer.print_invite()
         return await peer.take_part(manifest, trainer, opens=not known)
 
 
@@ -91,6 +91,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
         folder.claim(manifest)
         with view.waiting("reading the data and building the model"):
             trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, peer.identity.peer)
+        await peer.print_invite(invite.addresses)
         return await peer.take_part(manifest, trainer)
 
 
@@ -139,7 +140,10 @@ class _Peer:
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
         self.run_id = run_id
-        self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
+        try:
+            self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
+        except OSError as error:
+            raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
@@ -175,7 +179,7 @@ class _Peer:
 
             def wait_for_end() -> None:
                 # Unbuffered: a daemon thread that holds the buffer's lock at exit would abort the process.
-                while os.read(sys.stdin.fileno(), 4096):
+                while os.read(0, 4096):
                     pass
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(self._ask_to_leave, "its parent ended", 0)
@@ -204,6 +208,11 @@ class _Peer:
         finally:
             for one in (task, leaving, failed):
                 await _end(one)
+
+    async def print_invite(self, others: Sequence[str] = ()) -> None:
+        """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
+        addresses = dict.fromkeys((*await self.transport.addresses(), *others))
+        print(f"invite: {format_invite(Invite(self.run_id, tuple(addresses)[:MOST_INVITING]))}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
         """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.

@@ -58,12 +58,24 @@ def _within(low: int, high: int) -> Callable[[int], int]:
 
 def main() -> NoReturn:
     """Entry point of the ``atoll`` script. Whatever a user can mend is one sentence on stderr and exit code 2."""
+    _open_standard_streams()
     try:
         app(prog_name="atoll")
     except (ConfigError, NetworkError, IdentityError) as error:
         print(f"atoll: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     sys.exit(0)
+
+
+def _open_standard_streams() -> None:
+    """Where the caller closed one (``<&-``) nobody else is to get its number: libuv aborts on closing such a socket."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free, so this one.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def command(function: Callable[P, int]) -> Callable[P, None]:

@@ -74,8 +74,11 @@ class Folder:
             elif file.read_bytes() != manifest.sealed:
                 raise ConfigError(f"{self.path} belongs to another run: name another folder with --folder")
         except OSError as error:
-            reason = f"{self.path} cannot be written ({error.strerror}): name another with --folder"
-            raise ConfigError(reason) from None
+            raise unwritable(self.path, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder} cannot be written ({error.strerror}): name another with --folder")
 
 
 def lock(path: Path) -> Callable[[], None]:

@@ -15,21 +15,33 @@ class EventLog:
         self.listener: Callable[[str, dict[str, object]], None] = lambda event, fields: None
         self._peer = peer
         self._file = path.open("ab", buffering=0)
-        if _is_torn(path):
-            self._write("")
+        self._torn = _is_torn(path)
+        self._failing = False
 
     def report(self, event: str, **fields: object) -> None:
+        """Log an event. On a full disk the run goes on without its lines, and the listener hears ``log_failed``."""
         line = json.dumps({"event": event, "time": round(time.time(), 4), "peer": self._peer, **fields})
-        self._write(line)
+        failed = self._write(line.encode() + b"\n")
+        if failed and not self._failing:
+            self.listener("log_failed", {"reason": failed})
+        self._failing = bool(failed)
         self.listener(event, fields)
 
     def close(self) -> None:
         self._file.close()
 
-    def _write(self, line: str) -> None:
-        # On a full disk the run goes on, and the line is missing.
-        with suppress(OSError):
-            self._file.write(line.encode() + b"\n")
+    def _write(self, line: bytes) -> str:
+        """Why the line is not in the file, empty if it is."""
+        try:
+            if self._torn:
+                self._file.write(b"\n")
+                self._torn = False
+            if self._file.write(line) == len(line):
+                return ""
+        except OSError as error:
+            return error.strerror or str(error)
+        self._torn = True
+        return "no room for a whole line"
 
 
 def _is_torn(path: Path) -> bool:

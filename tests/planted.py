@@ -12,40 +12,40 @@ from seeds import run_seed
 from simulation import SimulatedTrainer
 
 from runtime.averaging.events import Action
+from runtime.averaging.following import Following
 from runtime.averaging.messages import Commit, Descriptor
-from runtime.averaging.round import Round
 from runtime.averaging.step import Step
 
 
 def apply_before_commit(patch: pytest.MonkeyPatch) -> None:
     """A member that holds every shard now and then does not wait until more than half do."""
-    tell, dice = Round._tell, random.Random(0)
+    tell, dice = Following._tell, random.Random(0)
 
-    def tell_and_apply(self: Round, step: Step, shard: int, now: float) -> list[Action]:
+    def tell_and_apply(self: Following, step: Step, shard: int, now: float) -> list[Action]:
         actions, mine = tell(self, step, shard, now), step.accepted
         if step.commit is not None or mine is None or mine.descriptor is not step.descriptor or dice.random() < 0.98:
             return actions
-        return actions + self._commits.on_commit(step, self.peer, Commit(mine.descriptor, mine.digests), now)
+        return actions + self._commits.on_commit(step, self._peer, Commit(mine.descriptor, mine.digests), now)
 
-    patch.setattr(Round, "_tell", tell_and_apply)
+    patch.setattr(Following, "_tell", tell_and_apply)
 
 
 def two_leaders_with_one_attempt(patch: pytest.MonkeyPatch) -> None:
     """Peers disagree now and then on who leads, and follow a second leader in the attempt of the first."""
-    elected, on_descriptor, dice = Step.elected, Round._on_descriptor, random.Random(0)
+    elected, on_descriptor, dice = Step.elected, Following.on_descriptor, random.Random(0)
 
     def usurped(self: Step, *arguments: Any) -> str:
         return self.terms.peer if dice.random() < 0.02 else elected(self, *arguments)
 
-    def follow_both(self: Round, step: Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
+    def follow_both(self: Following, step: Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
         known = step.descriptor
         rival = known is not None and known.attempt == descriptor.attempt and known.leader != descriptor.leader
         if rival and step.commit is None and step.misfit(descriptor) is None:
-            return self._follow(step, descriptor, now)
+            return self.follow(step, descriptor, now)
         return on_descriptor(self, step, sender, descriptor, now)
 
     patch.setattr(Step, "elected", usurped)
-    patch.setattr(Round, "_on_descriptor", follow_both)
+    patch.setattr(Following, "on_descriptor", follow_both)
 
 
 def a_contribution_counted_twice(patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
 import json
+import resource
+import signal
 from pathlib import Path
 
 from runtime.log import EventLog
@@ -10,8 +12,30 @@ def test_an_event_is_one_line_and_is_heard() -> None:
     log = EventLog(Path("/dev/full"), "peer")
     log.listener = lambda event, fields: heard.append(event)
     log.report("joined", outer_step=3)
+    log.report("left")
     log.close()
-    assert heard == ["joined"]
+    assert heard == ["log_failed", "joined", "left"]
+
+
+def test_a_line_for_which_there_was_no_room_does_not_take_the_next_with_it(tmp_path: Path) -> None:
+    """A file size limit does to a line what a full disk does: a part of it is written."""
+    path = tmp_path / "events.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log, heard = EventLog(path, "peer"), list[tuple[str, dict[str, object]]]()
+    log.listener = lambda event, fields: heard.append((event, fields))
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        log.report("joined", outer_step=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    log.report("left")
+    log.close()
+    assert [event for event, _ in heard] == ["log_failed", "joined", "left"]
+    torn, whole = path.read_text().splitlines()
+    assert len(torn) == 20
+    assert json.loads(whole)["event"] == "left"
 
 
 def test_events_are_appended_with_time_and_peer(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
 from runtime.averaging.own_state import OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
+from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
@@ -32,8 +33,6 @@ from runtime.averaging.transfer import Kind
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
-# A peer that came back to members who have all gone since waits so long for another.
-ALONE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,12 @@ class Averager:
         self._exchange = Exchange(transport, self._results, quorum, self._on_moved, self.strike, report)
         self._transfers = self._exchange.transfers
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
-        self._joining = Joining(self._sync, report)
+        self._joining = Joining(
+            self._sync, identity.peer, self._own, mesh.members, self.machine.roster, self._inbox.put_nowait, report
+        )
         self._seals = Seals(identity)
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
-        self._syncing = False
-        self._member_seen_at = 0.0
         self._ready_at = self._followed_at = 0.0
 
     @property
@@ -187,7 +186,7 @@ class Averager:
                 return
             event = await self._pause_and_apply(event.commit)
         elif isinstance(event, NotJoined):
-            self._end_sync()
+            self._end_attempt()
             event = events.SyncFailed(event.donor, event.refuted)
         if isinstance(event, membership.Down):
             for task in [task for task, peer in self._background.items() if peer == event.peer]:
@@ -202,7 +201,7 @@ class Averager:
             for action in self.machine.handle(pending.popleft(), now):
                 pending += await self._perform(action)
         if not self.established:
-            self._synchronise()
+            self._go_over()
 
     async def _perform(self, action: events.Action) -> list[events.Event]:
         match action:
@@ -241,7 +240,7 @@ class Averager:
                 self._spawn(self._wait_until_still(commit), self._identity.peer)
             case events.Resync(reason):
                 self._report("behind", reason=reason)
-                self._synchronise()
+                self._go_over()
             case events.Strike(peer, reason):
                 self.strike(peer, reason)
             case events.Report(event, fields):
@@ -265,7 +264,7 @@ class Averager:
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
         included = self._own.advance(commit, mean_P, contributors, me)
-        self._log_commit(descriptor, included)
+        self._report("outer_step_committed", **self._commit_fields(commit, included))
         self._results.forget_step()
         begun = self._step_begun()
         self._committed()
@@ -283,30 +282,19 @@ class Averager:
         group = frozenset(claim.group)
         return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
 
-    def _log_commit(self, descriptor: Descriptor, entries: list[MemberEntry]) -> None:
-        counted = [entry for entry in entries if entry.loss is not None and entry.weight]
-        tokens = sum(entry.weight for entry in counted)
-        summed = sum(entry.weight * entry.loss for entry in counted if entry.loss is not None)
-        sent, received = self.round_bytes
-        took_part = self._identity.peer in descriptor.peers
+    def _commit_fields(self, commit: Commit, included: list[MemberEntry]) -> dict[str, object]:
+        took_part = self._identity.peer in commit.descriptor.peers
         now = asyncio.get_running_loop().time()
-        self._report(
-            "outer_step_committed",
-            outer_step=self._trainer.outer_step,
-            attempt=descriptor.attempt,
-            lineage=self.lineage.hex(),
-            anchor_sha256=self._trainer.anchor_digest().hex(),
-            members=[entry.peer for entry in entries],
-            weights=[entry.weight for entry in entries],
-            live=self.machine.n_live,
-            tokens=self._own.tokens,
-            loss=summed / tokens if tokens else None,
-            round_s=round(now - self._followed_at, 4) if took_part else None,
-            forming_s=round(self._followed_at - self._ready_at, 4) if took_part else None,
-            bytes_sent=sent,
-            bytes_received=received,
-            state_bytes_sent=self._sync.bytes_sent,
-        )
+        sent, received = self.round_bytes
+        return {
+            **commit_fields(commit, included, self._own),
+            "live": self.machine.n_live,
+            "round_s": round(now - self._followed_at, 4) if took_part else None,
+            "forming_s": round(self._followed_at - self._ready_at, 4) if took_part else None,
+            "bytes_sent": sent,
+            "bytes_received": received,
+            "state_bytes_sent": self._sync.bytes_sent,
+        }
 
     # Training: in the trainer's own time, between two outer steps.
 
@@ -317,18 +305,14 @@ class Averager:
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
 
     def _status(self) -> Status:
-        role = Role.MEMBER if self.established and not self._syncing else Role.JOINING
+        role = Role.MEMBER if self.established and not self._joining.active else Role.JOINING
         return Status(role, self._own.outer_step, self.lineage, self._trainer.progress, self._own.tokens)
 
     async def _keep_status(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._member_seen_at = loop.time()
         while True:
             self._mesh.set_status(self._status())
-            if any(status.role == Role.MEMBER for status in self._mesh.members().values()):
-                self._member_seen_at = loop.time()
-            elif not self.established:
-                self._synchronise()
+            if not self._joining.sees_member() and not self.established:
+                self._go_over()
             await asyncio.sleep(0.5)
 
     # The network: messages in and out, shares and results.
@@ -374,64 +358,33 @@ class Averager:
     def _snapshot(self) -> tuple[Claim, Tensor, Tensor] | None:
         return self._own.snapshot() if self.established else None
 
-    def _synchronise(self) -> None:
-        """Go over to the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
-        if self._syncing:
-            return
-        own = self._own.claim() if self.established or self._own.tokens else None
-        ahead = self.machine.roster.ahead(own.position if own else (-1, 0, b""))
-        members = self._mesh.members()
-        if not ahead or ahead[0] not in members:
-            member_here = any(status.role == Role.MEMBER for status in members.values())
-            if self.established or (own and (member_here or self._may_go_on_alone(own))):
-                # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
-                self._syncing = True
-                self._inbox.put_nowait(Joined(self._identity.peer, None))
-            return
-        self._syncing = True
+    def _end_attempt(self) -> None:
+        self._joining.active = False
         self._mesh.set_status(self._status(), announce=True)
 
-        async def attempt() -> None:
-            claimed = members[ahead[0]]
-            self._inbox.put_nowait(await self._joining.attempt(ahead[0], claimed, own or self._own.claim(), members))
-
-        self._spawn(attempt(), self._identity.peer)
-
-    def _may_go_on_alone(self, own: Claim) -> bool:
-        """Whether every member is gone that this peer came back to, and nobody who came back has a heavier state."""
-        alone_s = asyncio.get_running_loop().time() - self._member_seen_at
-        here = self._mesh.members().values()
-        return alone_s > ALONE_S and all(status.position <= own.position for status in here)
-
-    def _end_sync(self) -> None:
-        self._syncing = False
-        self._mesh.set_status(self._status(), announce=True)
+    def _go_over(self) -> None:
+        """To the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
+        attempt = self._joining.next_attempt(self.established)
+        if attempt is not None:
+            self._mesh.set_status(self._status(), announce=True)
+            self._spawn(attempt, self._identity.peer)
 
     async def _take(self, joined: Joined) -> events.Event:
         """Go on from a member's state, unless a commit was quicker than the download."""
         state, old = joined.state, self._own.claim()
-        self._end_sync()
+        self._end_attempt()
         if self.established and (state is None or state.position <= old.position):
             return events.SyncFailed(joined.donor, refuted=False)
         await self._phases.pause()
+        kept = ""
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
             self._own.load(state)
             if joined.forked:
-                self._report(
-                    "fork_healed",
-                    member=self._identity.peer,
-                    outer_step=state.outer_step,
-                    lineage=state.lineage.hex(),
-                    left_outer_step=old.outer_step,
-                    left_lineage=old.lineage.hex(),
-                    left_tokens=old.tokens,
-                    tokens=state.tokens,
-                    kept=kept,
-                )
+                self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()
         begun = self._step_begun(loaded=True)
-        self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex())
+        self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex(), kept=kept)
         return begun
 
     def _others_behind(self) -> bool:

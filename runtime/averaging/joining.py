@@ -1,14 +1,19 @@
 """Getting the state of members that are ahead: at a peer's start, when it is left behind, and at the end of a fork."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.messages import Role, Status
+from runtime.averaging.own_state import OwnState
+from runtime.averaging.roster import Roster
 from runtime.averaging.statesync import Claim, Refuted, State, StateSync
 
 RETRY_S = 1.0
+# A peer that came back to members who have all gone since waits so long for another.
+ALONE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,67 @@ class NotJoined:
 
 
 class Joining:
-    """Finds the state to go on from among the members. One at a time."""
+    """Finds the state to go on from among the members, one at a time.
 
-    def __init__(self, sync: StateSync, report: Callable[..., None]) -> None:
-        self._sync, self._report = sync, report
+    ``active`` while an attempt is under way, until whoever was told its outcome has dealt with it.
+
+    Args:
+        members: the linked peers of the run with their last status.
+        ended: called with the outcome of an attempt.
+    """
+
+    def __init__(
+        self,
+        sync: StateSync,
+        peer: str,
+        own: OwnState,
+        members: Callable[[], dict[str, Status]],
+        roster: Roster,
+        ended: Callable[[Joined | NotJoined], None],
+        report: Callable[..., None],
+    ) -> None:
+        self.active = False
+        self._sync, self._own, self._members, self._roster = sync, own, members, roster
+        self._peer, self._ended, self._report = peer, ended, report
+        self._member_seen_at = asyncio.get_running_loop().time()
         self._shown_at = 0.0
 
-    async def attempt(
+    def sees_member(self) -> bool:
+        """Whether anyone with a state of the run is linked; it remembers when that was so last."""
+        seen = any(status.role == Role.MEMBER for status in self._members().values())
+        if seen:
+            self._member_seen_at = asyncio.get_running_loop().time()
+        return seen
+
+    def next_attempt(self, established: bool) -> Coroutine[Any, Any, None] | None:
+        """What gets the state of the furthest member, None if there is nothing to get or an attempt is under way.
+
+        Args:
+            established: whether this peer's own state may go on by itself.
+        """
+        if self.active:
+            return None
+        own = self._own.claim() if established or self._own.tokens else None
+        ahead = self._roster.ahead(own.position if own else (-1, 0, b""))
+        members = self._members()
+        if ahead and ahead[0] in members:
+            self.active = True
+            return self._attempt(ahead[0], members[ahead[0]], own, members)
+        if established or (own and (self.sees_member() or self._may_go_on_alone(own))):
+            # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
+            self.active = True
+            self._ended(Joined(self._peer, None))
+        return None
+
+    def _may_go_on_alone(self, own: Claim) -> bool:
+        """Whether every member is gone that this peer came back to, and nobody who came back has a heavier state."""
+        alone_s = asyncio.get_running_loop().time() - self._member_seen_at
+        return alone_s > ALONE_S and all(status.position <= own.position for status in self._members().values())
+
+    async def _attempt(self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]) -> None:
+        self._ended(await self._fetch(donor, claimed, own or self._own.claim(), peers))
+
+    async def _fetch(
         self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]
     ) -> Joined | NotJoined:
         """The donor's state, if the others confirm it.

@@ -29,6 +29,9 @@ class OwnState:
     def outer_step(self) -> int:
         return self._trainer.outer_step
 
+    def anchor_digest(self) -> bytes:
+        return self._trainer.anchor_digest()
+
     def claim(self) -> Claim:
         """What this peer says of its state. The state's digest takes a while and is made once."""
         if self._claim is None:

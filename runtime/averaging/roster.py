@@ -1,5 +1,6 @@
 """Who of the run is there, as one peer sees it: who lives, who is lost, who stands still, who is ahead or on a fork."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peers.messages import Role, Status
@@ -41,6 +42,8 @@ class Roster:
     """When each was first seen as a member at the outer step that it is at."""
     tokens: dict[str, int] = field(default_factory=dict)
     """What each contributed last, this peer included."""
+    still: set[str] = field(default_factory=set)
+    """Members whose training stands still: nobody waits for them."""
     _members: list[tuple[str, Status]] | None = None
     _motions: dict[str, _Motion] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ class Roster:
         self.alive.pop(peer, None)
         self.since.pop(peer, None)
         self.refuted.pop(peer, None)
+        self.still.discard(peer)
         if not left:
             self.lost[peer] = now
 
@@ -120,6 +124,20 @@ class Roster:
         """When a peer that is in its inner phase and does not move is given up."""
         motion = self._motions[peer]
         return motion.at + max(STILL_LEAST_S, STILL_STEPS * motion.inner_step_s)
+
+    def moving(self, lineage: bytes, ready: Collection[str]) -> list[str]:
+        """Members that are in their inner phase of the step, as far as their progress shows."""
+        return [
+            peer
+            for peer, status in self.members()
+            if status.lineage == lineage and peer not in ready and peer not in self.still
+        ]
+
+    def count_out_still(self, lineage: bytes, ready: Collection[str], now: float) -> list[str]:
+        """Those of them that have stood still for too long; nobody waits for them any more."""
+        still = [peer for peer in self.moving(lineage, ready) if now >= self.still_at(peer)]
+        self.still.update(still)
+        return still
 
     def inner_step_s(self, peer: str) -> float:
         return self._motions[peer].inner_step_s if peer in self._motions else 0.0

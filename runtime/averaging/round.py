@@ -11,7 +11,6 @@ from typing import assert_never
 
 from peers.membership import Changed, Down, Gone, Slept, Up
 from peers.messages import Status
-from runtime.averaging import plan
 from runtime.averaging.commits import Commits
 from runtime.averaging.events import (
     Action,
@@ -24,13 +23,13 @@ from runtime.averaging.events import (
     Report,
     ResultReady,
     Send,
-    SendResult,
     StepBegun,
     StopTraining,
     Strike,
     SyncFailed,
     Tick,
 )
+from runtime.averaging.following import Following
 from runtime.averaging.histories import BEHIND_S, Histories
 from runtime.averaging.leader import Leader
 from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Past, Ready
@@ -52,9 +51,9 @@ class Round:
         self._reducer = Reducer(self.terms, self.roster, self.pace)
         self._histories = Histories(self.roster)
         self._commits = Commits(self.terms, self.roster, self.pace, self._histories)
+        self._following = Following(peer, self.roster, self._leader, self._reducer, self._commits)
         self._alive = self.roster.alive
         self._early: dict[str, Ready] = {}
-        self._still: set[str] = set()
         self._step: Step | None = None
         self._now = 0.0
 
@@ -76,7 +75,7 @@ class Round:
     @property
     def n_live(self) -> int:
         """Members that live and train, this peer included."""
-        return 1 + sum(peer not in self._still for peer, _ in self.roster.members())
+        return 1 + sum(peer not in self.roster.still for peer, _ in self.roster.members())
 
     def held(self, shard: int) -> bytes:
         """Digest of the result held for a shard of this step."""
@@ -111,7 +110,7 @@ class Round:
             case ContributionArrived(plan_id, shard, sender):
                 return self._reducer.on_arrived(step, plan_id, shard, sender, now)
             case ResultReady():
-                return self._on_result(step, event, now)
+                return self._following.on_result(step, event, now)
             case FetchFailed(_, shard, digest):
                 return self._on_fetch_failed(step, shard, digest, now)
             case SyncFailed(peer, refuted):
@@ -138,7 +137,7 @@ class Round:
 
     def _own_deadlines(self, step: Step, now: float) -> list[float]:
         """Of a peer that is ready: when to lead, to give up a leader, and to count out who hangs."""
-        deadlines = [self.roster.still_at(peer) for peer in self._moving(step)]
+        deadlines = [self.roster.still_at(peer) for peer in self.roster.moving(step.lineage, step.readies)]
         if step.can_form(step.expected(self.roster, now), self.roster):
             deadlines.append(self._attempt_ends(step, now))
         for at in (self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
@@ -172,8 +171,8 @@ class Round:
         if step is None or step.applying:
             return []
         actions = self._histories.compare(step, peer, status)
-        if peer in self._still and now < self.roster.still_at(peer):
-            self._still.discard(peer)
+        if peer in self.roster.still and now < self.roster.still_at(peer):
+            self.roster.still.discard(peer)
             actions.append(Report("member_moves", (("member", peer),)))
         self._histories.notice_behind(step, now)
         if new_member and step.own is not None and step.commit is None:
@@ -188,7 +187,7 @@ class Round:
         step.own = event
         if step.descriptor is not None and step.contributes:
             # A leader was quicker than this peer's own word that it is ready.
-            return [*self._follow(step, step.descriptor, now), *self._say_ready(step, now)]
+            return [*self._following.follow(step, step.descriptor, now), *self._say_ready(step, now)]
         return self._say_ready(step, now)
 
     def _say_ready(self, step: Step, now: float) -> list[Action]:
@@ -228,90 +227,15 @@ class Round:
 
     def _lead(self, step: Step, now: float) -> list[Action]:
         if descriptor := self._leader.begin(step, now):
-            return self._announce(step, descriptor, now)
+            return self._following.announce(step, descriptor, now)
         if step.own is None or step.told_waiting or step.can_form(step.expected(self.roster, now), self.roster):
             return []
         step.told_waiting = True
         here, group = len(self._alive) + 1, len(self.roster.group)
-        needs = f"more than half of the {group} of the last" if self.terms.on_partition == "stop" else "a quorum"
+        majority = self.terms.on_partition == "stop"
+        needs = f"more than half of the {group} of the last" if majority else f"{self.terms.quorum} contributions"
         waiting = (("outer_step", step.outer_step + 1), ("members", here), ("needs", needs))
         return [Report("waiting", waiting)]
-
-    def _announce(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
-        step.leading, step.told, step.others_spread_at = descriptor, {}, None
-        # Also to those who are not in it: they are to know that this attempt has its leader.
-        others: list[Action] = [Send(peer, descriptor) for peer in sorted(self._alive)]
-        return others + self._follow(step, descriptor, now)
-
-    # Reducing: contributions to reducers, results to everyone.
-
-    def _on_descriptor(self, step: Step, sender: str, descriptor: Descriptor, now: float) -> list[Action]:
-        if descriptor.outer_step != step.outer_step or descriptor.attempt < step.attempt or step.commit is not None:
-            return []
-        if (descriptor.lineage, descriptor.state) != (step.lineage, step.state):
-            return []
-        known = step.descriptor
-        if known is not None:
-            rival = known.attempt == descriptor.attempt and known.leader != descriptor.leader
-            if rival or descriptor.order <= known.order:
-                return []
-        if reason := step.objection_to(descriptor):
-            return [Strike(sender, reason)]
-        return self._follow(step, descriptor, now)
-
-    def _follow(self, step: Step, descriptor: Descriptor, now: float) -> list[Action]:
-        actions = self._reducer.follow(step, descriptor, now)
-        if self.peer in descriptor.peers:
-            for shard in range(descriptor.n_shards):
-                actions += (
-                    self._tell(step, shard, now) if shard in step.held else self._reducer.reduce(step, shard, now)
-                )
-        return actions
-
-    def _on_result(self, step: Step, event: ResultReady, now: float) -> list[Action]:
-        descriptor, shard = step.descriptor, event.shard
-        if descriptor is None or descriptor.plan_id != event.plan_id:
-            return []
-        step.here.add((shard, event.digest))
-        if shard in step.held:
-            return []
-        reducer = descriptor.reducers[shard]
-        wanted = step.commit.digests[shard] if step.commit else descriptor.settled[shard]
-        if event.sender is None:
-            step.fetching.discard((shard, event.digest))
-        if event.digest != wanted if wanted else event.sender not in (None, descriptor.peers[reducer]):
-            return []
-        step.held[shard], step.holder[shard] = event.digest, reducer
-        if step.commit is not None:
-            return self._commits.apply_if_complete(step, now)
-        actions = self._tell(step, shard, now)
-        if event.sender == self.peer:
-            others = tuple(peer for peer in descriptor.peers if peer != self.peer and peer in self._alive)
-            actions.insert(0, SendResult(descriptor, shard, others))
-        return actions
-
-    # Committing: what is held is told to the leader, what more than half hold is committed, what is committed applied.
-
-    def _tell(self, step: Step, shard: int, now: float) -> list[Action]:
-        held = self._commits.held(step, shard)
-        if held is None or step.descriptor is None:
-            return []
-        if step.descriptor.leader == self.peer:
-            return self._on_held(step, self.peer, held, now)
-        return [Send(step.descriptor.leader, held)]
-
-    def _on_held(self, step: Step, sender: str, held: Held, now: float) -> list[Action]:
-        leading = step.leading
-        if leading is None or (held.outer_step, held.attempt, held.revision) != (step.outer_step, *leading.order):
-            return []
-        if sender not in leading.peers or held.shard >= leading.n_shards:
-            return [Strike(sender, "holds a shard that it cannot hold")]
-        step.told.setdefault(sender, {})[held.shard] = held.digest
-        digests = plan.decided_digests(leading, step.told)
-        if digests is None:
-            return self._replace(step, now)
-        commit = Commit(leading, digests)
-        return [Send(None, commit), *self._commits.on_commit(step, self.peer, commit, now)]
 
     # What goes wrong: peers that die, leaders that are lost, rounds that were missed.
 
@@ -321,7 +245,6 @@ class Round:
         self.roster.down(peer, left, now)
         self._early.pop(peer, None)
         self._histories.down(peer)
-        self._still.discard(peer)
         if step is None or step.applying:
             return []
         self._histories.notice_behind(step, now)
@@ -334,22 +257,10 @@ class Round:
             step.sent = {(shard, to) for shard, to in step.sent if step.descriptor.peers[to] != peer}
         if step.own is not None and (led or step.lost_majority(self._alive)):
             return self._next_attempt(step, step.attempt + 1, now)
-        if replaced := self._replace(step, now):
+        if replaced := self._following.replace(step, now):
             return replaced
         actions = [action for shard in step.collecting() for action in self._reducer.reduce(step, shard, now)]
         return actions + self._lead(step, now)
-
-    def _replace(self, step: Step, now: float) -> list[Action]:
-        descriptor = self._leader.replace(step, now)
-        return self._announce(step, descriptor, now) if descriptor else []
-
-    def _moving(self, step: Step) -> list[str]:
-        """Members that are in their inner phase of this step, as far as their progress shows."""
-        return [
-            peer
-            for peer, status in self.roster.members()
-            if status.lineage == step.lineage and peer not in step.readies and peer not in self._still
-        ]
 
     def _attempt_ends(self, step: Step, now: float) -> float:
         """When a leader that has not begun, or a round that has not ended, is given up."""
@@ -379,9 +290,9 @@ class Round:
             case Ready():
                 return self._on_ready(step, sender, message, now)
             case Descriptor():
-                return self._on_descriptor(step, sender, message, now)
+                return self._following.on_descriptor(step, sender, message, now)
             case Held():
-                return self._on_held(step, sender, message, now)
+                return self._following.on_held(step, sender, message, now)
             case Commit():
                 return self._commits.on_commit(step, sender, message, now)
             case CommitRequest(outer_step):
@@ -405,18 +316,14 @@ class Round:
             step.stop_sent = True
             actions.append(StopTraining())
         if step.own is not None:
-            actions += self._count_out_still(step, now)
+            still = self.roster.count_out_still(step.lineage, step.readies, now)
+            actions += [Report("member_still", (("member", peer),)) for peer in still]
             electable = step.can_form(step.expected(self.roster, now), self.roster)
             if electable and now >= self._attempt_ends(step, now):
                 return actions + self._next_attempt(step, step.attempt + 1, now)
         for shard in step.collecting():
             actions += self._reducer.reduce(step, shard, now)
-        return actions + (self._replace(step, now) or self._lead(step, now))
-
-    def _count_out_still(self, step: Step, now: float) -> list[Action]:
-        still = [peer for peer in self._moving(step) if now >= self.roster.still_at(peer)]
-        self._still.update(still)
-        return [Report("member_still", (("member", peer),)) for peer in still]
+        return actions + (self._following.replace(step, now) or self._lead(step, now))
 
     def validate(self) -> None:
         """Every invariant of one peer's view; the ones between peers are checked where all can be seen."""

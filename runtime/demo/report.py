@@ -286,7 +286,7 @@ def _figures(report: Report) -> list[tuple[str, str]]:
     if storm := report.storm:
         back = "" if storm.back_s is None else f", each back after {storm.back_s:.1f} s in the median"
         figures.append(("storm", f"{storm.faults} kills{back}; {storm.forks} outer steps on a fork"))
-        figures.append(("step efficiency", f"{storm.efficiency:.0%} of what the living train in a calm step"))
+        figures.append(("step efficiency", f"{storm.efficiency:.0%} of what the living train in a median calm step"))
     return [*figures, ("wall time", f"{report.wall_s:.1f} s")]
 
 

@@ -56,7 +56,7 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device).item()
     # A torch built without CUDA says so with an AssertionError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"The device {name!r} is not available here: choose auto, cpu or cuda.") from error
+        raise ConfigError(f"The device {name!r} is not available here; --device auto takes what there is") from error
     return device
 
 

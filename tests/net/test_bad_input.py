@@ -108,6 +108,24 @@ def test_a_key_or_a_folder_that_another_peer_uses_is_refused(home: Path, name: s
         os.close(descriptor)
 
 
+def test_a_folder_in_which_no_log_can_be_written_is_refused(home: Path) -> None:
+    (home / "peer" / "events.jsonl").mkdir()
+    said = "cannot be written (Is a directory): name another with --folder"
+    assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_peer_whose_caller_closed_its_standard_streams_takes_part_all_the_same(home: Path, closed: str) -> None:
+    (home / "run.toml").write_text(RUN_FILE.format(inner_steps=2, outer_steps=1, quorum=1))
+    own = "--folder peer --key identity.key --host 127.0.0.1 --threads 1 --data text.txt"
+    command = f"exec {sys.executable} -m runtime.cli start run.toml {own} {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=home, env=environment(home), capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert b'"event": "left"' in (home / "peer" / "events.jsonl").read_bytes()
+
+
 def test_start_refuses_a_key_that_others_may_read(home: Path) -> None:
     (home / "identity.key").chmod(0o644)
     assert_refused(home, "chmod 600", "start", "run.toml", "--data", "text.txt")

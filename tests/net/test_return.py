@@ -26,6 +26,18 @@ def test_a_peer_that_starts_again_listens_where_it_did_and_meets_those_who_did_t
         assert one.commits()[step] == other.commits()[step]
 
 
+def test_a_newcomer_comes_in_by_the_invite_of_a_joiner_when_the_first_peer_is_gone(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        first, invite = made.start(outer_steps=1000, quorum=1, options=SLOW)
+        second = made.join("second", invite, *SLOW)
+        second.wait_for_step(1)
+        first.kill()
+        own = next(line for line in second.output.splitlines() if line.startswith("invite: "))
+        assert first.id in own, "the address of the first invite is in it as well: that peer may come back"
+        third = made.join("third", own, *SLOW)
+        third.wait_for("outer_step_committed", lambda event: set(event["members"]) == {second.id, third.id})
+
+
 def test_a_peer_without_an_outer_step_waits_says_so_and_begins_only_anew(tmp_path: Path) -> None:
     with swarm(tmp_path) as made:
         first, invite = made.start(outer_steps=1000, quorum=1, options=("--inner-step-s", "30"))
