@@ -28,8 +28,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from runtime.averaging.codec import codec_named
-from runtime.averaging.reduce import weighted_mean
+from runtime.averaging.codecs.registry import codec_named
+from runtime.averaging.feedback import Feedback
+from runtime.averaging.payload import OwnShare
+from runtime.averaging.reduce import Reduction
+from runtime.averaging.results import Result
 from runtime.config import InnerSection, ModelSection, OuterSection, RunConfig
 from runtime.training.data import Corpus, load_corpus
 from runtime.training.replica import Replica
@@ -107,12 +110,15 @@ def _diloco(job: Job, corpus: Corpus, codec_name: str) -> float:
     )
     peers = [Replica(config, corpus, device="cpu", peer_seed=_peer_seed(job.seed, index)) for index in range(job.peers)]
     n_elements = peers[0].n_elements
+    feedbacks, mean_P = [Feedback() for _ in peers], torch.empty(n_elements)
     for outer_step in range(outer_steps):
         weights = [peer.train(lambda: False).tokens for peer in peers]
-        sent = [codec.encode(peer.pseudo_gradient()) for peer in peers]
-        parts = {index: codec.decode(payload, n_elements) for index, payload in enumerate(sent)}
-        mean_P = codec.decode(codec.encode(weighted_mean(parts, weights)), n_elements)
-        for peer in peers:
+        own = [feedback.contribution(peer.pseudo_gradient()) for peer, feedback in zip(peers, feedbacks, strict=True)]
+        shares = {index: OwnShare(codec, own_P) for index, own_P in enumerate(own)}
+        result = Result(codec, n_elements, len(peers), 1, mean_P)
+        Reduction(codec, n_elements, weights, range(len(peers)), result).advance(shares)
+        for index, (peer, feedback) in enumerate(zip(peers, feedbacks, strict=True)):
+            feedback.settle(codec, own[index], (0, n_elements), [0], [shares[index]].__getitem__)
             peer.apply_outer_step(mean_P)
         _reports.put(Progress(job, (outer_step + 1) * INNER_STEPS))
     if len({peer.state_digest() for peer in peers}) != 1:

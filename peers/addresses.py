@@ -12,6 +12,8 @@ from peers.errors import NetworkError
 from peers.identity import is_peer_id
 
 # A record may list any number of addresses; p2pd dials all of them at once.
+MARK = "/tls/p2p/"
+"""In the addresses at which a peer is dialled without p2pd."""
 _MAX_ADDRESSES = 16
 # Component -> its number in https://github.com/multiformats/multiaddr/blob/master/protocols.csv
 _CODES = {
@@ -91,6 +93,25 @@ def dialable(peer: str, addresses: Iterable[str]) -> list[bytes]:
             if encoded := b"" if is_peer_id(rest.rpartition("/p2p/")[2]) else encode_multiaddr(rest):
                 found.append(encoded)
     return found
+
+
+def direct_address(address: str, port: int) -> str | None:
+    """Where ``peers.direct`` is dialled, on the host of p2pd's own address; None for one that is no host of TCP."""
+    parts = address.split("/")
+    if len(parts) != 7 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        return None
+    return f"/{parts[1]}/{parts[2]}/tcp/{port}{MARK}{parts[6]}"
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Of a direct address.
+
+    Raises: ValueError if it is none.
+    """
+    parts = address.partition(MARK)[0].split("/")
+    if len(parts) != 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp" or not parts[4].isascii():
+        raise ValueError(f"{address!r} is no direct address")
+    return str(ipaddress.ip_address(parts[2])), int(parts[4])
 
 
 def check_bootstrap_address(address: str) -> None:

@@ -46,7 +46,12 @@ class Identity:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.peer = base58.b58encode(_PEER_ID_PREFIX + key.public_key().public_bytes_raw()).decode("ascii")
+        self.peer = peer_id_of(key.public_key())
+
+    @property
+    def private_key(self) -> Ed25519PrivateKey:
+        """For a certificate of this peer's own."""
+        return self._key
 
     def __repr__(self) -> str:
         return f"Identity({self.peer})"
@@ -120,6 +125,11 @@ class Identity:
         Returns: 64 bytes.
         """
         return self._key.sign(_message(context, body))
+
+
+def peer_id_of(key: Ed25519PublicKey) -> str:
+    """The peer id of whoever has the private key to this one."""
+    return base58.b58encode(_PEER_ID_PREFIX + key.public_bytes_raw()).decode("ascii")
 
 
 def verify(peer: str, context: str, body: bytes, signature: bytes) -> bool:

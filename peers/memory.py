@@ -58,6 +58,11 @@ class MemoryStream:
             raise ProtocolViolation(self._peer, f"frame of {len(self._frames[0])} bytes, limit is {max_bytes}")
         return self._frames.popleft()
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        frame = await self.receive(len(buffer))
+        buffer[: len(frame)] = frame
+        return len(frame)
+
     def close(self) -> None:
         self._end("closed by us", "the stream ended")
 

@@ -101,6 +101,12 @@ class P2pdStream:
         self._frame_bytes = None
         return frame
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        """See ``peers.transport.Stream``. A cancelled receive has consumed no part of a frame."""
+        frame = await self.receive(len(buffer))
+        buffer[: len(frame)] = frame
+        return len(frame)
+
     @property
     def closed(self) -> bool:
         """This end is closed."""

@@ -32,6 +32,12 @@ class Stream(Protocol):
         longer than ``max_bytes``.
         """
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        """The next frame into the front of ``buffer``; its length.
+
+        Raises: as ``receive``, if the frame is longer than the buffer.
+        """
+
     def close(self) -> None:
         """Drop the stream now. Idempotent."""
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from rich.status import Status as StatusLine
 
+from peers.addresses import MARK
+from peers.direct import DirectTransport
 from peers.discovery import DhtDiscovery
 from peers.errors import NetworkError, PeerError, ProtocolViolation
 from peers.identity import Identity
@@ -23,14 +25,15 @@ from peers.service import Mesh
 from peers.transport import Stream, Transport
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.averaging.statesync import State
+from runtime.averaging.statesync import STATE_PROTOCOL, State
+from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock, unwritable
 from runtime.invite import Invite, format_invite
 from runtime.log import EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest, sign_manifest
-from runtime.trainer import ReplicaTrainer
+from runtime.trainer import ReplicaTrainer, share_threads
 from runtime.training.checkpoint import STATE_FILE, TrainingState, load_state, save_state
 from runtime.view import View
 
@@ -56,7 +59,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
         known = folder.addresses[:MOST_BOOTSTRAP]
         peer = await _Peer.go_online(stack, peer_config, known, view, alone=True)
         with view.waiting("reading the data and building the model"):
-            trainer = await asyncio.to_thread(ReplicaTrainer, run_config, peer_config, peer.identity.peer)
+            trainer = await peer.build(run_config)
         manifest = folder.manifest()
         if manifest is None:
             nonce = secrets.token_hex(8)
@@ -90,7 +93,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
             return await peer.leave()
         folder.claim(manifest)
         with view.waiting("reading the data and building the model"):
-            trainer = await asyncio.to_thread(ReplicaTrainer, manifest.config, peer_config, peer.identity.peer)
+            trainer = await peer.build(manifest.config)
         await peer.print_invite(invite.addresses)
         return await peer.take_part(manifest, trainer)
 
@@ -101,7 +104,9 @@ class _Peer:
     def __init__(self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View) -> None:
         self.identity = Identity.load(config.key)
         self.config, self.folder, self.view = config, Folder(config.folder), view
-        self.transport: Transport = p2pd
+        bulk = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
+        self._direct = DirectTransport(self.identity, p2pd, bulk)
+        self.transport: Transport = self._direct
         self.run_id = ""
         self.log: EventLog
         self.mesh: Mesh
@@ -135,7 +140,16 @@ class _Peer:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
-        return cls(config, p2pd, discovery, view)
+        peer = cls(config, p2pd, discovery, view)
+        # Beside p2pd's own port, so that whoever opens one in a router knows the other.
+        await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
+        stack.push_async_callback(peer._direct.close)
+        return peer
+
+    async def build(self, run_config: RunConfig) -> ReplicaTrainer:
+        """Data and model of the run. Raises: ConfigError."""
+        n_threads = share_threads(self.config.threads)
+        return await asyncio.to_thread(ReplicaTrainer, run_config, self.config, self.identity.peer, n_threads)
 
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
@@ -145,6 +159,7 @@ class _Peer:
         except OSError as error:
             raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
+        self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
         # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
@@ -169,7 +184,8 @@ class _Peer:
     def _on_event(self, event: str, fields: dict[str, object]) -> None:
         self.view.show(event, fields)
         if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
-            self.folder.keep_addresses(addresses)
+            # What finds the DHT again; a direct address changes with every start.
+            self.folder.keep_addresses([address for address in addresses if MARK not in address])
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +227,7 @@ class _Peer:
 
     async def print_invite(self, others: Sequence[str] = ()) -> None:
         """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
-        addresses = dict.fromkeys((*await self.transport.addresses(), *others))
+        addresses = dict.fromkeys((*await self._p2pd.addresses(), *others))
         print(f"invite: {format_invite(Invite(self.run_id, tuple(addresses)[:MOST_INVITING]))}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:

@@ -167,7 +167,7 @@ RUN_LIMITS: Mapping[str, Allowed] = {
     "outer.learning_rate": POSITIVE,
     "outer.momentum": number("from 0 up to, but not, 1", lambda value: 0 <= value < 1),
     "outer.momentum_ramp_steps": COUNT_OR_0,
-    "averaging.codec": one_of("int8", "float32"),
+    "averaging.codec": one_of("int8", "float32", "float16", "codebook8", "fp4"),
     "averaging.quorum": whole(1, 4096),
     "averaging.on_partition": one_of("fork", "stop"),
 }

@@ -16,12 +16,23 @@ from runtime.training.replica import InnerResult, Replica
 LAST_INNER_STEP_S = 1.5
 
 
+def share_threads(wanted: int) -> int:
+    """Keep this thread, the event loop's, to one CPU thread; how many the training thread is to have.
+
+    With as many for both, the chunks of a round wait for cores that an inner step has: rounds of 20 ms took a second.
+    """
+    n_threads = wanted or torch.get_num_threads()
+    torch.set_num_threads(1)
+    # Makes this thread take the number over now: from then on what others set is theirs alone.
+    torch.get_num_threads()
+    return n_threads
+
+
 class ReplicaTrainer:
     """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time."""
 
-    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str) -> None:
-        if peer_config.threads:
-            torch.set_num_threads(peer_config.threads)
+    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str, n_threads: int) -> None:
+        self._n_threads = n_threads
         data = run_config.data
         corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
         seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
@@ -62,6 +73,7 @@ class ReplicaTrainer:
 
         def work() -> None:
             result, failure = None, None
+            torch.set_num_threads(self._n_threads)
             try:
                 result = self.replica.train(stop.is_set)
             except BaseException as error:

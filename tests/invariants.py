@@ -4,13 +4,13 @@ import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from plain import plain_result, result_digest
 from torch import Tensor
 
 from runtime.averaging import events
-from runtime.averaging.codec import codec_named
+from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.driver import Averager
 from runtime.averaging.messages import Commit, Descriptor
-from runtime.averaging.reduce import ShardResult, result_digest, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,9 @@ class Ledger:
         for index in indices:
             made = self._contributions[descriptor.peers[index], descriptor.lineage]
             parts = [one.pseudo_gradient_P[start:stop] for one in made if one.tokens == weights[index]]
-            versions.append([codec.decode(codec.encode(part), stop - start) for part in parts])
+            versions.append(parts)
         for chosen in itertools.product(*versions):
-            mean_P = weighted_mean(dict(zip(indices, chosen, strict=True)), weights)
-            data = ShardResult(indices, codec.encode(mean_P)).to_bytes()
+            data = plain_result(codec, dict(zip(indices, chosen, strict=True)), weights)
             if result_digest(data) == commit.digests[shard]:
                 return True
         return False

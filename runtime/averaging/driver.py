@@ -19,7 +19,9 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.exchange import Exchange
+from runtime.averaging.feedback import Feedback
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
 from runtime.averaging.own_state import OwnState
@@ -29,7 +31,6 @@ from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
 from runtime.averaging.statesync import Claim, State, StateSync
-from runtime.averaging.transfer import Kind
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -88,9 +89,9 @@ class Averager:
         self._own = OwnState(trainer, lineage, tokens, group)
         self.established, self._last_outer_step = established, last_outer_step
         self._report, self._committed, self._abandoned = report, committed, abandoned
-        self._results = Results(identity.peer)
+        self._results, self._feedback = Results(identity.peer, quorum), Feedback()
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
-        self._exchange = Exchange(transport, self._results, quorum, self._on_moved, self.strike, report)
+        self._exchange = Exchange(transport, self._results, self._on_moved, self._spawn, self.strike, report)
         self._transfers = self._exchange.transfers
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
         self._joining = Joining(
@@ -189,6 +190,7 @@ class Averager:
             self._end_attempt()
             event = events.SyncFailed(event.donor, event.refuted)
         if isinstance(event, membership.Down):
+            self._exchange.lost(event.peer)
             for task in [task for task, peer in self._background.items() if peer == event.peer]:
                 task.cancel()
         await self._feed(event)
@@ -221,12 +223,12 @@ class Averager:
             case events.Follow(descriptor):
                 self._follow(descriptor)
             case events.SendContribution(descriptor, shard, to):
-                share = self._results.encoded_share(shard)
-                self._spawn(self._exchange.push(to, Kind.CONTRIBUTION, descriptor, shard, share), to)
+                self._exchange.send_contribution(descriptor, shard, to)
+            case events.Collect(shard):
+                self._exchange.collect(shard)
             case events.SendResult(descriptor, shard, to):
-                data = self._results.result(shard, self.machine.held(shard))
-                for peer in to:
-                    self._spawn(self._exchange.push(peer, Kind.RESULT, descriptor, shard, data), peer)
+                result = self._results.result(shard, self.machine.held(shard))
+                self._exchange.send_result(descriptor, shard, result, to)
             case events.Reduce(descriptor, shard, contributors):
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
@@ -263,12 +265,21 @@ class Averager:
         mean_P, contributors = self._results.mean(commit)
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
+        error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
         included = self._own.advance(commit, mean_P, contributors, me)
-        self._report("outer_step_committed", **self._commit_fields(commit, included))
+        self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         self._results.forget_step()
         begun = self._step_begun()
         self._committed()
         return begun
+
+    def _settle(self, descriptor: Descriptor, included: list[int]) -> float | None:
+        """Hold what the codec lost of this peer's contribution; the quantisation error, None without a contribution."""
+        own_P = self._results.own_P
+        if own_P is None or not included or not self.machine.contributes:
+            return None
+        codec = codec_named(descriptor.codec)
+        return round(self._feedback.settle(codec, own_P, descriptor.bounds, included, self._results.own_share), 6)
 
     def _step_begun(self, loaded: bool = False) -> events.StepBegun:
         """This peer has a state: say so, and train on from it unless the run is over."""
@@ -299,7 +310,7 @@ class Averager:
     # Training: in the trainer's own time, between two outer steps.
 
     def _on_work(self, work: InnerWork) -> None:
-        self._results.own_P = self._trainer.pseudo_gradient()
+        self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
         self._ready_at = asyncio.get_running_loop().time()
         loss = work.loss if abs(work.loss) <= MOST_LOSS else None
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
@@ -348,10 +359,9 @@ class Averager:
             leader=descriptor.leader,
             members=list(descriptor.peers),
         )
-        if descriptor.plan_id != self._results.plan_id:
+        if not self._results.follows(descriptor.plan_id):
             self._followed_at = asyncio.get_running_loop().time()
-        self._results.follow(descriptor)
-        self._transfers.follow(descriptor.plan_id)
+        self._exchange.follow(descriptor)
 
     # Joining: have the state that the members have, or get it.
 
@@ -380,6 +390,7 @@ class Averager:
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
             self._own.load(state)
+            self._feedback.forget()
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()

@@ -136,6 +136,13 @@ class SendContribution:
 
 
 @dataclass(frozen=True)
+class Collect:
+    """This peer reduces the shard: as the members' contributions come, in the hope of all of them."""
+
+    shard: int
+
+
+@dataclass(frozen=True)
 class Reduce:
     """Aggregate these members' contributions, by index, to a shard; ``ResultReady`` follows."""
 
@@ -195,6 +202,7 @@ Action = (
     | StopTraining
     | Follow
     | SendContribution
+    | Collect
     | Reduce
     | SendResult
     | Fetch

@@ -1,12 +1,18 @@
-"""Shares and results in and out: what the round wants sent or fetched, and what comes, between buffers and streams."""
+"""Shares and results in and out: what the round wants sent or fetched, and what comes, between buffers and streams.
 
-from collections.abc import Callable
+All of it overlaps, chunk by chunk: a share is encoded as it is sent; a reducer adds what has come of all members and
+sends the mean on while the rest is still under way; a result is decoded as it comes.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from peers.errors import PeerError
 from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.messages import Descriptor
-from runtime.averaging.results import Results
+from runtime.averaging.payload import Dropped, Payload
+from runtime.averaging.results import Result, Results
 from runtime.averaging.transfer import Kind, Transfers
 
 
@@ -15,6 +21,7 @@ class Exchange:
 
     Args:
         happened: called with what is to be told to the round.
+        spawn: runs a coroutine beside the rounds until it ends or a peer is lost.
         report: called with an event's name and fields, for the log.
     """
 
@@ -22,52 +29,106 @@ class Exchange:
         self,
         transport: Transport,
         results: Results,
-        quorum: int,
         happened: Callable[[events.Event], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], None],
         strike: Callable[[str, str], None],
         report: Callable[..., None],
     ) -> None:
-        self.transfers = Transfers(transport, results.limit, self._on_whole, results.piece, strike)
-        self._results, self._quorum = results, quorum
-        self._happened, self._strike, self._report = happened, strike, report
+        self.transfers = Transfers(transport, self._room, self._on_grown, results.piece, strike)
+        self._peer, self._results = transport.peer, results
+        self._happened, self._spawn, self._report = happened, spawn, report
+        self._descriptor: Descriptor | None = None
+        self._incoming: dict[tuple[str, Kind, int], Payload] = {}
+        self._pushed: dict[tuple[str, int], Result] = {}
+        """By peer and shard, the result that was or is being sent."""
 
-    async def push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, data: bytes) -> None:
+    def follow(self, descriptor: Descriptor) -> None:
+        """Take what belongs to this descriptor's plan from now on."""
+        if not self._results.follows(descriptor.plan_id):
+            self._incoming, self._pushed = {}, {}
+        self._descriptor = descriptor
+        self._results.follow(descriptor)
+        self.transfers.follow(descriptor.plan_id)
+
+    def send_contribution(self, descriptor: Descriptor, shard: int, to: str) -> None:
+        self._spawn(self._push(to, Kind.CONTRIBUTION, descriptor, shard, self._results.own_share(shard)), to)
+
+    def collect(self, shard: int) -> None:
+        """Reduce a shard as its shares come."""
+        self._results.collect(shard)
+        self._advance(shard)
+
+    def send_result(self, descriptor: Descriptor, shard: int, result: Result, to: tuple[str, ...]) -> None:
+        """To those to whom it is not being sent already, as it was made."""
+        for peer in to:
+            if self._pushed.get((peer, shard)) is not result:
+                self._pushed[peer, shard] = result
+                self._spawn(self._push(peer, Kind.RESULT, descriptor, shard, result), peer)
+
+    def lost(self, peer: str) -> None:
+        """The peer is gone: if it comes back it may need again what was sent to it."""
+        self._pushed = {known: result for known, result in self._pushed.items() if known[0] != peer}
+
+    async def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, payload: Payload) -> None:
         try:
-            await self.transfers.push(to, kind, descriptor.plan_id, shard, data)
+            await self.transfers.push(to, kind, descriptor.plan_id, shard, payload)
+        except Dropped:
+            return
         except PeerError as error:
             # If the peer is gone, its control streams say so; if not, the round's deadlines do.
             self._report("transfer_failed", member=to, shard=shard, reason=error.reason)
+            if kind is Kind.RESULT and self._pushed.get((to, shard)) is payload:
+                del self._pushed[to, shard]
 
     async def fetch(self, wanted: events.Fetch) -> None:
         """Get a result from the first of its sources that has it, and tell how that went."""
         plan_id, shard = wanted.descriptor.plan_id, wanted.shard
         for source in wanted.sources:
+            if not self._results.follows(plan_id):
+                break
+            result = self._results.result_from(shard)
             try:
-                most_bytes = self._results.most_result_bytes(plan_id, shard)
-                if most_bytes is None:
-                    break
-                data = await self.transfers.fetch(source, wanted.digest, most_bytes)
-                # The plan may have changed meanwhile.
-                if self._results.most_result_bytes(plan_id, shard) is None:
-                    break
-                digest = self._results.add_result(shard, data, self._quorum, None)
-            except (PeerError, ValueError, TimeoutError):
+                await self.transfers.fetch(source, wanted.digest, result)
+            except (PeerError, TimeoutError):
+                result.drop()
                 continue
-            if digest == wanted.digest:
-                self._happened(events.ResultReady(plan_id, shard, None, digest))
+            except Dropped:
+                break
+            # The plan may have changed meanwhile.
+            if not self._results.follows(plan_id):
+                break
+            if self._results.hold(shard, result, None) == wanted.digest:
+                self._happened(events.ResultReady(plan_id, shard, None, wanted.digest))
                 return
         self._happened(events.FetchFailed(plan_id, shard, wanted.digest))
 
-    def _on_whole(self, sender: str, kind: Kind, plan_id: bytes, shard: int, data: bytes) -> None:
-        # The plan may have changed while the last chunk came.
-        if self._results.limit(sender, kind, plan_id, shard) is None:
-            return
-        try:
-            if kind is Kind.CONTRIBUTION:
-                self._results.add_share(sender, shard, data)
-                self._happened(events.ContributionArrived(plan_id, shard, sender))
-            else:
-                digest = self._results.add_result(shard, data, self._quorum, sender)
+    def _room(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> Payload | None:
+        if not self._results.wants(sender, kind, plan_id, shard):
+            return None
+        if known := self._incoming.get((sender, kind, shard)):
+            # The sender begins again: what it broke off is not completed any more.
+            known.drop()
+        if kind is Kind.CONTRIBUTION:
+            payload: Payload = self._results.share_from(sender, shard)
+        else:
+            payload = self._results.result_from(shard)
+        self._incoming[sender, kind, shard] = payload
+        return payload
+
+    def _on_grown(self, sender: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload) -> None:
+        if not self._results.follows(plan_id):
+            payload.drop()
+        elif isinstance(payload, Result):
+            if payload.complete:
+                digest = self._results.hold(shard, payload, sender)
                 self._happened(events.ResultReady(plan_id, shard, sender, digest))
-        except ValueError as error:
-            self._strike(sender, f"{kind.name.lower()} of shard {shard}: {error}")
+        else:
+            self._advance(shard)
+            if payload.complete:
+                self._happened(events.ContributionArrived(plan_id, shard, sender))
+
+    def _advance(self, shard: int) -> None:
+        """Reduce what has come, and once there is some of the result send it on as more of it is made."""
+        result, descriptor = self._results.advance(shard), self._descriptor
+        if result is not None and descriptor is not None:
+            self.send_result(descriptor, shard, result, tuple(one for one in descriptor.peers if one != self._peer))

@@ -66,7 +66,13 @@ class InnerPhases:
                     work = await self._trainer.train(self._stop)
                 finally:
                     self._still.set()
-                if not self._pausing:
+                if self._pausing:
+                    continue
+                if self._stop.is_set() and not work.tokens:
+                    # It came when the others were ready: an outer step of such contributions alone would move the
+                    # model by momentum only. It trains on, and is in time for the next.
+                    self.go()
+                else:
                     self._done(work)
         finally:
             self._stop.set()

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from peers.election import leadership_order
-from runtime.averaging.codec import BLOCK
+from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.messages import MAX_MEMBERS, Descriptor, MemberEntry, Ready
 from runtime.averaging.shards import shard_bounds
 

@@ -1,67 +1,80 @@
-"""The weighted mean of one shard, in one fixed order, and the bytes in which it is told to all."""
+"""The weighted mean of one shard, in one fixed order, and the bytes in which it is told to all.
 
-import hashlib
-import struct
+A result is a header, one bit a member whose contribution is in it, then the mean as the codec writes it.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from torch import Tensor
+from runtime.averaging.codecs.base import Buffer, Codec, add_decoded, chunk_range, chunks, scratch, vector_bytes
+from runtime.averaging.messages import MAX_MEMBERS
 
-from runtime.averaging.codec import Codec
+HEADER_BYTES = MAX_MEMBERS // 8
 
 
-def weighted_mean(parts: Mapping[int, Tensor], weights: Sequence[int]) -> Tensor:
-    """``sum(weight_i * part_i) / sum(weight_i)`` over the members in ``parts``, added in the order of their indices.
+class Growing(Protocol):
+    """Of ``payload.Payload`` what a reduction needs."""
 
-    Args: parts maps a member's index to its float32 (P,) share; weights (tokens) are indexed by member.
-    Returns: float32 (P,). A total weight of zero gives zeros.
+    view: memoryview
+
+    def has(self, n_bytes: int) -> bool: ...
+    def grow(self, n_ready: int) -> None: ...
+
+
+class Reduction:
+    """``sum(weight_i * share_i) / sum(weight_i)`` over the contributors, in the order of their indices, chunk by chunk.
+
+    The order in which chunks arrive changes no bit. A total weight of zero gives zeros.
+
+    Args:
+        weights: in tokens, by member.
+        out: as long as ``result_bytes``; it grows with the result.
     """
-    order = sorted(parts)
-    total = sum(weights[index] for index in order)
-    mean_P = torch.zeros_like(parts[order[0]])
-    if total == 0:
-        return mean_P
-    for index in order:
-        # The share of the weight is rounded to float32 first: a mean of equal parts then stays within one rounding.
-        mean_P += parts[index] * (weights[index] / total)
-    return mean_P
+
+    def __init__(
+        self, codec: Codec, n_elements: int, weights: Sequence[int], contributors: Sequence[int], out: Growing
+    ) -> None:
+        self.contributors = tuple(sorted(contributors))
+        total = sum(weights[index] for index in self.contributors)
+        self._shares = {index: weights[index] / total if total else 0.0 for index in self.contributors}
+        self._codec, self._out = codec, out
+        self._rest = list(chunks(n_elements))[::-1]
+        out.view[:HEADER_BYTES] = header(self.contributors)
+        out.grow(HEADER_BYTES)
+
+    def advance(self, parts: Mapping[int, Growing]) -> None:
+        """Reduce the chunks of which every contributor's share is here.
+
+        Args: parts maps a member's index to its share.
+        """
+        while self._rest:
+            start, stop = self._rest[-1]
+            where = chunk_range(self._codec, start, stop)
+            if not all(index in parts and parts[index].has(where.stop) for index in self.contributors):
+                return
+            mean_P = scratch("mean", stop - start).zero_()
+            for index in self.contributors:
+                add_decoded(self._codec, parts[index].view[where], self._shares[index], mean_P)
+            self._codec.encode(mean_P, self._out.view[HEADER_BYTES + where.start : HEADER_BYTES + where.stop])
+            self._rest.pop()
+            self._out.grow(HEADER_BYTES + where.stop)
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What a reducer sends for its shard: whose contributions are in it, by index, and the encoded mean."""
-
-    contributors: tuple[int, ...]
-    payload: bytes
-
-    def to_bytes(self) -> bytes:
-        n = len(self.contributors)
-        return struct.pack(f"!H{n}H", n, *self.contributors) + self.payload
-
-    @classmethod
-    def from_bytes(cls, data: bytes, n_members: int, codec: Codec, n_elements: int) -> "ShardResult":
-        """Raises: ValueError for contributors that are not members in order, or a payload of the wrong length."""
-        if len(data) < 2:
-            raise ValueError("shorter than its header")
-        (n,) = struct.unpack_from("!H", data)
-        if len(data) != 2 + 2 * n + codec.encoded_bytes(n_elements):
-            raise ValueError(f"{len(data)} bytes for {n} contributors and {n_elements} elements")
-        contributors = struct.unpack_from(f"!{n}H", data, 2)
-        if list(contributors) != sorted(set(contributors)) or not n or contributors[-1] >= n_members:
-            raise ValueError(f"contributors {contributors} of {n_members} members")
-        return cls(contributors, data[2 + 2 * n :])
-
-    def decode(self, codec: Codec, n_elements: int) -> Tensor:
-        """Raises: ValueError as ``Codec.decode``."""
-        return codec.decode(self.payload, n_elements)
+def header(contributors: Sequence[int]) -> bytes:
+    return sum(1 << index for index in contributors).to_bytes(HEADER_BYTES, "little")
 
 
-def result_bytes(n_members: int, codec: Codec, n_elements: int) -> int:
-    """The most bytes that a shard's result can take."""
-    return 2 + 2 * n_members + codec.encoded_bytes(n_elements)
+def read_header(data: Buffer, n_members: int) -> tuple[int, ...]:
+    """The contributors by index, sorted.
+
+    Raises: ValueError if there is none, or one that is no member.
+    """
+    bits = int.from_bytes(data[:HEADER_BYTES], "little")
+    if not 0 < bits < 1 << n_members:
+        raise ValueError(f"contributors that are not among {n_members} members")
+    return tuple(index for index in range(n_members) if bits >> index & 1)
 
 
-def result_digest(data: bytes) -> bytes:
-    """SHA-256 of ``ShardResult.to_bytes()``: the name under which it is committed and fetched."""
-    return hashlib.sha256(b"atoll shard result" + data).digest()
+def result_bytes(codec: Codec, n_elements: int) -> int:
+    """Length of a shard's result."""
+    return HEADER_BYTES + vector_bytes(codec, n_elements)

@@ -1,6 +1,6 @@
 """What a member does under a descriptor: sends its shares to the reducers, reduces its own shards, gets the results."""
 
-from runtime.averaging.events import Action, Fetch, Follow, Reduce, SendContribution, SendResult
+from runtime.averaging.events import Action, Collect, Fetch, Follow, Reduce, SendContribution, SendResult
 from runtime.averaging.messages import Descriptor
 from runtime.averaging.pace import Pace
 from runtime.averaging.roster import Roster
@@ -39,6 +39,7 @@ class Reducer:
                 step.sent.add((shard, reducer))
                 if reducer == me:
                     step.arrived.setdefault(shard, set()).add(me)
+                    actions.append(Collect(shard))
                 else:
                     actions.append(SendContribution(descriptor, shard, descriptor.peers[reducer]))
         return actions

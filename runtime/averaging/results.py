@@ -1,36 +1,105 @@
 """What a peer holds of a round in bytes: contributions to what it reduces, results, and the last committed results."""
 
+import hashlib
 from collections import OrderedDict
 
 import torch
 from torch import Tensor
 
-from runtime.averaging.codec import Codec, codec_named
+from runtime.averaging.codecs.base import CHUNK, Codec, chunk_range, decode_vector, vector_bytes
+from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.messages import Commit, Descriptor
-from runtime.averaging.reduce import ShardResult, result_bytes, result_digest, weighted_mean
+from runtime.averaging.payload import OwnShare, Payload
+from runtime.averaging.reduce import HEADER_BYTES, Reduction, read_header, result_bytes
 from runtime.averaging.transfer import Kind
 
 # Enough for a member that lost the end of a round to catch up with it; one byte a parameter each.
 KEPT_STEPS = 4
 
 
+class Share(Payload):
+    """A member's contribution to a shard, checked chunk by chunk as it comes."""
+
+    def __init__(self, codec: Codec, n_elements: int) -> None:
+        super().__init__(vector_bytes(codec, n_elements))
+        self._codec, self._n_elements, self._start = codec, n_elements, 0
+
+    def grow(self, n_ready: int) -> None:
+        while self._start < self._n_elements:
+            stop = min(self._start + CHUNK, self._n_elements)
+            where = chunk_range(self._codec, self._start, stop)
+            if n_ready < where.stop:
+                break
+            self._codec.check(self.view[where], stop - self._start)
+            self._start = stop
+        super().grow(n_ready)
+
+
+class Result(Payload):
+    """A shard's result, checked, hashed and decoded chunk by chunk as it comes.
+
+    Args:
+        quorum: the fewest contributors that it may have.
+        out_P: float32 (P,) to decode to, None if that memory is another's.
+    """
+
+    def __init__(self, codec: Codec, n_elements: int, n_members: int, quorum: int, out_P: Tensor | None) -> None:
+        super().__init__(result_bytes(codec, n_elements))
+        self.contributors: tuple[int, ...] = ()
+        self._codec, self._n_elements, self._n_members, self._quorum = codec, n_elements, n_members, quorum
+        self._out_P, self._start = out_P, 0
+        self._hash = hashlib.sha256(b"atoll shard result")
+
+    def grow(self, n_ready: int) -> None:
+        if not self.contributors and n_ready >= HEADER_BYTES:
+            self.contributors = read_header(self.view[:HEADER_BYTES], self._n_members)
+            if len(self.contributors) < self._quorum:
+                raise ValueError(f"{len(self.contributors)} contributors where the quorum is {self._quorum}")
+        self._hash.update(self.view[self.n_ready : n_ready])
+        while self._start < self._n_elements:
+            stop = min(self._start + CHUNK, self._n_elements)
+            where = chunk_range(self._codec, self._start, stop)
+            if n_ready < HEADER_BYTES + where.stop:
+                break
+            chunk = self.view[HEADER_BYTES + where.start : HEADER_BYTES + where.stop]
+            self._codec.check(chunk, stop - self._start)
+            if self._out_P is not None:
+                self._codec.decode(chunk, self._out_P[self._start : stop])
+            self._start = stop
+        super().grow(n_ready)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of all of it: the name under which a result is committed and fetched."""
+        assert self.complete
+        return self._hash.digest()
+
+    def decode(self) -> Tensor:
+        """The mean, float32 (P,)."""
+        return decode_vector(self._codec, self.view[HEADER_BYTES:], self._n_elements)
+
+
 class Results:
     """The buffers of one peer. Nothing in here decides anything.
 
-    ``own_P`` is the peer's pseudo-gradient, float32 (P,), None while it is training.
+    ``own_P`` is the peer's contribution, float32 (P,), None while it is training.
     """
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, quorum: int) -> None:
         self.own_P: Tensor | None = None
-        self._peer = peer
-        self._descriptor: Descriptor | None = None
-        self._shares: dict[tuple[int, int], Tensor] = {}
-        self._encoded: dict[int, bytes] = {}
-        self._results: dict[int, dict[bytes, bytes]] = {}
-        self._makers: set[tuple[int, str]] = set()
         self.generation = 0
         """Grows whenever shares and results are dropped: what was said of them before is then void."""
-        self._kept: OrderedDict[int, tuple[bytes, dict[bytes, bytes]]] = OrderedDict()
+        self._peer, self._quorum = peer, quorum
+        self._descriptor: Descriptor | None = None
+        self._shares: dict[int, dict[int, Payload]] = {}
+        self._own: dict[int, OwnShare] = {}
+        self._reductions: dict[int, tuple[Reduction, Result]] = {}
+        self._results: dict[int, dict[bytes, Result]] = {}
+        self._makers: set[tuple[int, str]] = set()
+        self._decoding: dict[int, Result] = {}
+        """By shard, whose decoded mean is in ``_mean_P``."""
+        self._mean_P = torch.empty(0)
+        self._kept: OrderedDict[int, tuple[bytes, dict[bytes, Result]]] = OrderedDict()
 
     @property
     def plan_id(self) -> bytes | None:
@@ -40,82 +109,121 @@ class Results:
         """Make room for a plan; what belonged to another one is dropped."""
         if self._descriptor is None or self._descriptor.plan_id != descriptor.plan_id:
             self._drop()
+            if len(self._mean_P) != descriptor.bounds[-1]:
+                self._mean_P = torch.empty(descriptor.bounds[-1])
         self._descriptor = descriptor
 
     def _drop(self) -> None:
-        self._shares, self._encoded, self._results, self._makers = {}, {}, {}, set()
+        for shares in self._shares.values():
+            for share in shares.values():
+                share.drop()
+        for result in (*self._decoding.values(), *(result for _, result in self._reductions.values())):
+            if not result.complete:
+                result.drop()
+        self._shares, self._own, self._reductions, self._results = {}, {}, {}, {}
+        self._makers, self._decoding = set(), {}
         self.generation += 1
 
     def forget_step(self) -> None:
         self._descriptor, self.own_P = None, None
         self._drop()
 
-    def limit(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> int | None:
-        """The most bytes that may come from ``sender`` now, None if nothing of this is wanted or it came before."""
+    def wants(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> bool:
+        """Whether this may come from ``sender`` now: it is of the plan, and has not come before."""
         descriptor = self._descriptor
-        if descriptor is None or descriptor.plan_id != plan_id or shard >= descriptor.n_shards:
-            return None
+        if descriptor is None or not self.follows(plan_id) or shard >= descriptor.n_shards:
+            return False
         if sender not in descriptor.peers:
-            return None
+            return False
         if kind is Kind.RESULT:
             # Each member may come to be the shard's reducer, once.
-            return None if (shard, sender) in self._makers else self.most_result_bytes(plan_id, shard)
-        if (shard, descriptor.peers.index(sender)) in self._shares:
-            return None
-        return self._codec.encoded_bytes(self._elements(shard))
+            return (shard, sender) not in self._makers
+        known = self._shares.get(shard, {}).get(descriptor.peers.index(sender))
+        return known is None or not known.complete
 
-    def most_result_bytes(self, plan_id: bytes, shard: int) -> int | None:
-        """What a result of the shard may take, None if the plan is not followed any more."""
-        descriptor = self._descriptor
-        if descriptor is None or descriptor.plan_id != plan_id:
-            return None
-        return result_bytes(len(descriptor.members), self._codec, self._elements(shard))
+    def follows(self, plan_id: bytes) -> bool:
+        return self._descriptor is not None and self._descriptor.plan_id == plan_id
 
-    def encoded_share(self, shard: int) -> bytes:
+    def own_share(self, shard: int) -> OwnShare:
         """This peer's contribution to a shard, as it travels; encoded once."""
         assert self._descriptor is not None
         assert self.own_P is not None
-        if shard not in self._encoded:
+        if shard not in self._own:
             start, stop = self._descriptor.bounds[shard : shard + 2]
-            self._encoded[shard] = self._codec.encode(self.own_P[start:stop])
-        return self._encoded[shard]
+            self._own[shard] = OwnShare(self._codec, self.own_P[start:stop])
+        return self._own[shard]
 
-    def add_share(self, sender: str, shard: int, data: bytes) -> None:
-        """Raises: ValueError if the bytes are not a contribution to this shard."""
+    def share_from(self, sender: str, shard: int) -> Share:
+        """Room for a member's contribution. One that broke off before is replaced: the sender begins again."""
         assert self._descriptor is not None
-        share_P = self._codec.decode(data, self._elements(shard))
-        self._shares[shard, self._descriptor.peers.index(sender)] = share_P
+        shares, index = self._shares.setdefault(shard, {}), self._descriptor.peers.index(sender)
+        if index in shares:
+            shares[index].drop()
+        share = shares[index] = Share(self._codec, self._elements(shard))
+        return share
+
+    def result_from(self, shard: int) -> Result:
+        """Room for a result of a shard. The first to come is decoded as it comes."""
+        assert self._descriptor is not None
+        start, stop = self._descriptor.bounds[shard : shard + 2]
+        known = self._decoding.get(shard)
+        free = known is None or known.dropped
+        out_P = self._mean_P[start:stop] if free else None
+        result = Result(self._codec, stop - start, len(self._descriptor.members), self._quorum, out_P)
+        if free:
+            self._decoding[shard] = result
+        return result
+
+    def collect(self, shard: int) -> None:
+        """Reduce this shard as its shares come, in the hope that all members send theirs."""
+        assert self._descriptor is not None
+        if shard not in self._reductions:
+            self._begin(shard, range(len(self._descriptor.members)))
+
+    def _begin(self, shard: int, contributors: tuple[int, ...] | range) -> None:
+        assert self._descriptor is not None
+        shares = self._shares.setdefault(shard, {})
+        # Its own share goes through the codec like everybody's: what is averaged is what was sent.
+        shares[self._descriptor.peers.index(self._peer)] = self.own_share(shard)
+        weights = [entry.weight for entry in self._descriptor.members]
+        result = self.result_from(shard)
+        self._reductions[shard] = Reduction(self._codec, self._elements(shard), weights, contributors, result), result
+
+    def advance(self, shard: int) -> Result | None:
+        """The result that is being made of a shard, with what is here by now; None if none is, or nothing of it yet."""
+        if shard not in self._reductions:
+            return None
+        reduction, result = self._reductions[shard]
+        reduction.advance(self._shares[shard])
+        return result if result.n_ready > HEADER_BYTES else None
 
     def reduce(self, shard: int, contributors: tuple[int, ...]) -> bytes:
-        """Aggregate the shares of these members; the digest of the result, which is held from now on."""
-        descriptor = self._descriptor
-        assert descriptor is not None
-        # Its own share goes through the codec like everybody's: what is averaged is what was sent.
-        self.add_share(self._peer, shard, self.encoded_share(shard))
-        shares = {index: self._shares[shard, index] for index in contributors}
-        mean_P = weighted_mean(shares, [entry.weight for entry in descriptor.members])
-        return self._hold(shard, ShardResult(contributors, self._codec.encode(mean_P)).to_bytes())
+        """Aggregate the shares of these members, whole by now; the digest of the result, held from now on.
 
-    def add_result(self, shard: int, data: bytes, quorum: int, maker: str | None) -> bytes:
-        """Hold a result that came whole, from its maker or fetched from anyone (None); its digest.
-
-        Raises: ValueError if no honest reducer can have made it.
+        Where the shares of all members came after all, the result is of all.
         """
-        descriptor = self._descriptor
-        assert descriptor is not None
-        n_elements = self._elements(shard)
-        result = ShardResult.from_bytes(data, len(descriptor.members), self._codec, n_elements)
-        if len(result.contributors) < quorum:
-            raise ValueError(f"{len(result.contributors)} contributors where the quorum is {quorum}")
-        result.decode(self._codec, n_elements)
+        assert self._descriptor is not None
+        self.collect(shard)
+        self.advance(shard)
+        reduction, result = self._reductions[shard]
+        if not result.complete and reduction.contributors != contributors:
+            result.drop()
+            self._begin(shard, contributors)
+            self.advance(shard)
+            _, result = self._reductions[shard]
+        return self.hold(shard, result, None)
+
+    def hold(self, shard: int, result: Result, maker: str | None) -> bytes:
+        """Hold a result that is complete, from its maker or fetched from anyone (None); its digest."""
         if maker is not None:
             self._makers.add((shard, maker))
-        return self._hold(shard, data)
+        self._results.setdefault(shard, {})[result.digest] = result
+        return result.digest
 
-    def result(self, shard: int, digest: bytes) -> bytes:
+    def result(self, shard: int, digest: bytes) -> Result:
         return self._results[shard][digest]
 
-    def piece(self, digest: bytes) -> bytes | None:
+    def piece(self, digest: bytes) -> Result | None:
         """A result of this step or of the last committed ones, by its digest."""
         for results in (*self._results.values(), *(kept for _, kept in self._kept.values())):
             if digest in results:
@@ -123,17 +231,18 @@ class Results:
         return None
 
     def mean(self, commit: Commit) -> tuple[Tensor, list[tuple[int, ...]]]:
-        """The committed mean, float32 (P,), and for each shard the members whose contributions are in it."""
+        """The committed mean, float32 (P,), and for each shard the members whose contributions are in it.
+
+        The mean's memory is used again from the next plan on.
+        """
         descriptor = commit.descriptor
-        mean_P = torch.empty(descriptor.bounds[-1])
         contributors = []
         for shard, digest in enumerate(commit.digests):
-            start, stop = descriptor.bounds[shard : shard + 2]
-            data = self.result(shard, digest)
-            result = ShardResult.from_bytes(data, len(descriptor.members), self._codec, stop - start)
-            mean_P[start:stop] = result.decode(self._codec, stop - start)
+            result = self.result(shard, digest)
+            if self._decoding.get(shard) is not result:
+                self._mean_P[descriptor.bounds[shard] : descriptor.bounds[shard + 1]] = result.decode()
             contributors.append(result.contributors)
-        return mean_P, contributors
+        return self._mean_P, contributors
 
     def keep(self, commit: Commit, sealed: bytes) -> None:
         """Keep a commit and its results for those that come later."""
@@ -154,8 +263,3 @@ class Results:
     def _elements(self, shard: int) -> int:
         assert self._descriptor is not None
         return self._descriptor.bounds[shard + 1] - self._descriptor.bounds[shard]
-
-    def _hold(self, shard: int, data: bytes) -> bytes:
-        digest = result_digest(data)
-        self._results.setdefault(shard, {})[digest] = data
-        return digest

@@ -77,6 +77,11 @@ class Round:
         """Members that live and train, this peer included."""
         return 1 + sum(peer not in self.roster.still for peer, _ in self.roster.members())
 
+    @property
+    def contributes(self) -> bool:
+        """Whether the contribution that the plan counts is here."""
+        return self._step is not None and self._step.contributes
+
     def held(self, shard: int) -> bytes:
         """Digest of the result held for a shard of this step."""
         assert self._step is not None

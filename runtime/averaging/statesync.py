@@ -13,7 +13,8 @@ from peers.errors import PeerError, ProtocolViolation, StreamClosed
 from peers.transport import Stream, Transport
 from peers.wire import Codec, Digest, Length, PeerId
 from runtime.averaging.messages import MAX_MEMBERS
-from runtime.averaging.transfer import receive_bytes, send_bytes
+from runtime.averaging.pacing import receive_payload, send_payload
+from runtime.averaging.payload import Payload
 
 STATE_PROTOCOL = "atoll-state-1"
 # A claim names the last group: up to 256 peer ids.
@@ -121,17 +122,17 @@ class StateSync:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 claim = await self._claim(stream)
             await self._confirm(donor, claim, witnesses, own)
-            anchor_bytes = await self._vector(stream, 0, progress)
-            momentum_bytes = await self._vector(stream, len(anchor_bytes), progress)
+            anchor = await self._vector(stream, 0, progress)
+            momentum = await self._vector(stream, len(anchor), progress)
         except TimeoutError:
             raise StreamClosed(donor, "no answer") from None
         finally:
             stream.close()
-        if hashlib.sha256(anchor_bytes + momentum_bytes).digest() != claim.state:
+        digest = hashlib.sha256(anchor)
+        digest.update(momentum)
+        if digest.digest() != claim.state:
             raise ProtocolViolation(donor, "sent a state that is not the one it claims")
-        anchor_P, momentum_P = (
-            torch.frombuffer(bytearray(data), dtype=torch.float32) for data in (anchor_bytes, momentum_bytes)
-        )
+        anchor_P, momentum_P = (torch.frombuffer(view, dtype=torch.float32) for view in (anchor, momentum))
         return State(claim.outer_step, claim.lineage, claim.tokens, claim.group, anchor_P, momentum_P)
 
     async def _claim(self, stream: Stream) -> Claim:
@@ -140,13 +141,10 @@ class StateSync:
             raise ProtocolViolation(stream.peer, "a claim was due")
         return claim
 
-    async def _vector(self, stream: Stream, done_bytes: int, progress: Callable[[int, int], None]) -> bytes:
-        """One of the two vectors, in pieces small enough to show how far it is."""
-        n_bytes, piece_bytes, data = 4 * self._n_elements, 1 << 20, bytearray()
-        while len(data) < n_bytes:
-            data += await receive_bytes(stream, min(piece_bytes, n_bytes - len(data)))
-            progress(done_bytes + len(data), 2 * n_bytes)
-        return bytes(data)
+    async def _vector(self, stream: Stream, done_bytes: int, progress: Callable[[int, int], None]) -> memoryview:
+        vector = Payload(4 * self._n_elements)
+        await receive_payload(stream, vector, lambda: progress(done_bytes + vector.n_ready, 8 * self._n_elements))
+        return vector.view
 
     async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str], own: Claim | None) -> None:
         others = [peer for peer in witnesses if peer != donor]
@@ -198,10 +196,7 @@ class StateSync:
                 self.serving += 1
                 try:
                     for vector_P in (anchor_P, momentum_P):
-                        # In the receiver's pieces, so that a chunk never spans two of them.
-                        view = vector_P.numpy().data.cast("B")
-                        for start in range(0, len(view), 1 << 20):
-                            await send_bytes(stream, view[start : start + (1 << 20)], self._count)
+                        await send_payload(stream, Payload.of(vector_P.numpy().data.cast("B")), self._count)
                 finally:
                     self.serving -= 1
             else:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peers.election import leadership_order
-from runtime.averaging.codec import BLOCK
+from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.events import ContributionReady
 from runtime.averaging.messages import MOST_LOSS, MOST_TOKENS, Accepted, Commit, Descriptor, Ready
 from runtime.averaging.roster import Roster

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from runtime.averaging.codec import BLOCK
+from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.messages import SIGNED, Accepted, Descriptor, MemberEntry, Ready
 from runtime.averaging.plan import (
     decided_digests,

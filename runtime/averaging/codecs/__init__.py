@@ -1,0 +1,1 @@
+"""How vectors travel: five codecs of one interface."""
