@@ -69,6 +69,7 @@ class DirectTransport:
         self._strangers = 0
         self._not_before: dict[str, float] = {}
         self._kinds: dict[str, str] = {}
+        self._came_directly = self._came_over_p2pd = False
 
     async def listen(self, host: str, port: int) -> None:
         """Accept connections at ``port``, or at any free one if that is taken or 0."""
@@ -93,6 +94,11 @@ class DirectTransport:
     def peer(self) -> str:
         return self._identity.peer
 
+    @property
+    def dialable(self) -> bool:
+        """See ``peers.transport.Transport``: some bulk has come directly, or none has come over p2pd."""
+        return self._came_directly or not self._came_over_p2pd
+
     async def addresses(self) -> tuple[str, ...]:
         """See ``peers.transport.Transport``: p2pd's, and where this transport itself can be dialled."""
         addresses = await self._p2pd.addresses()
@@ -103,9 +109,16 @@ class DirectTransport:
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """See ``peers.transport.Transport``."""
-        if protocol in self._bulk:
-            self._handlers[protocol] = handler
-        await self._p2pd.serve(protocol, handler)
+        if protocol not in self._bulk:
+            await self._p2pd.serve(protocol, handler)
+            return
+        self._handlers[protocol] = handler
+
+        async def over_p2pd(stream: Stream) -> None:
+            self._came_over_p2pd = True
+            await handler(stream)
+
+        await self._p2pd.serve(protocol, over_p2pd)
 
     async def open(self, peer: str, addresses: Sequence[str], protocol: str) -> Stream:
         """See ``peers.transport.Transport``. Bounded by 8 s."""
@@ -239,7 +252,7 @@ class DirectTransport:
                     connection.peer = await self._greet(connection)
             finally:
                 self._strangers -= 1
-            counted = connection.peer
+            counted, self._came_directly = connection.peer, True
             self._accepted[counted] = self._accepted.get(counted, 0) + 1
             # Twice what an honest peer opens: its end of a connection may be over before ours.
             while self._accepted[counted] <= 2 * MOST_CONNECTIONS:

@@ -231,6 +231,10 @@ class MemoryTransport:
     def peer(self) -> str:
         return self._peer
 
+    @property
+    def dialable(self) -> bool:
+        return True
+
     async def addresses(self) -> tuple[str, ...]:
         return (f"/memory/{self._peer}",)
 

@@ -182,6 +182,11 @@ class P2pdTransport:
         """Whether this peer only dials out."""
         return self._client_mode
 
+    @property
+    def dialable(self) -> bool:
+        """See ``peers.transport.Transport``."""
+        return not self._client_mode
+
     async def addresses(self) -> tuple[str, ...]:
         """See ``peers.transport.Transport``; none in client mode. Asks p2pd each time: observed ones come late.
 

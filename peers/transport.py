@@ -52,6 +52,10 @@ class Transport(Protocol):
     def peer(self) -> str:
         """This peer's own id."""
 
+    @property
+    def dialable(self) -> bool:
+        """Whether others reach this peer on the fast way, as far as is known."""
+
     async def addresses(self) -> tuple[str, ...]:
         """Multiaddrs, each with ``/p2p/<own id>``, at which others can dial this peer."""
 

@@ -62,7 +62,7 @@ class OuterSection:
 @dataclass(frozen=True)
 class AveragingSection:
     codec: str = "int8"
-    """How contributions travel: int8 (a quarter of the bytes) or float32."""
+    """How contributions travel: int8 (a quarter of the bytes), float32, float16, codebook8 or fp4; see docs/wire.md."""
     quorum: int = 1
     """Fewest contributions that may be committed."""
     on_partition: str = "fork"

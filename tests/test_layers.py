@@ -15,7 +15,7 @@ PURE = {
     *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity")),
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),
-    *(f"runtime/averaging/{name}.py" for name in ("following", "roster", "pace", "plan", "lineage")),
+    *(f"runtime/averaging/{name}.py" for name in ("following", "roster", "pace", "plan", "lineage", "rates")),
     *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo/report")),
 }
 # Third party -> the files that may import it.

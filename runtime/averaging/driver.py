@@ -85,7 +85,7 @@ class Averager:
         abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
         self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition)
-        self._identity, self._mesh, self._trainer = identity, mesh, trainer
+        self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
         self._own = OwnState(trainer, lineage, tokens, group)
         self.established, self._last_outer_step = established, last_outer_step
         self._report, self._committed, self._abandoned = report, committed, abandoned
@@ -265,10 +265,12 @@ class Averager:
         mean_P, contributors = self._results.mean(commit)
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
-        error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
         included = self._own.advance(commit, mean_P, contributors, me)
+        error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         self._results.forget_step()
+        for meter in (self._transfers.up, self._transfers.down):
+            meter.round_over()
         begun = self._step_begun()
         self._committed()
         return begun
@@ -313,7 +315,8 @@ class Averager:
         self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
         self._ready_at = asyncio.get_running_loop().time()
         loss = work.loss if abs(work.loss) <= MOST_LOSS else None
-        self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss))
+        link = (self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s, self._transport.dialable)
+        self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link))
 
     def _status(self) -> Status:
         role = Role.MEMBER if self.established and not self._joining.active else Role.JOINING

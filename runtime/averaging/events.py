@@ -33,6 +33,10 @@ class ContributionReady:
     outer_step: int
     weight: int
     loss: float | None
+    up: int = 0
+    """Of this peer's link, bytes a second; 0 while it is not known."""
+    down: int = 0
+    dialable: bool = True
 
 
 @dataclass(frozen=True)

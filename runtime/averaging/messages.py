@@ -124,6 +124,11 @@ class Ready:
     accepted: Accepted | None
     held: Annotated[tuple[Annotated[bytes, Length(0, 32)], ...], Length(0, MAX_MEMBERS)] = ()
     """Digests of the results that it holds under ``following``, by shard; empty where it holds none."""
+    up: int = 0
+    """Of its link as measured, bytes a second; 0 while it is not known."""
+    down: int = 0
+    dialable: bool = True
+    """Whether others reach it directly, as far as it knows; who cannot be dialled reduces nothing."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,15 @@ class Window:
             self.n_bytes = max(round(self.n_bytes * max(0.5, 2 * QUEUE_S / queued_s)), LEAST_FRAME_BYTES)
 
 
-async def send_payload(stream: Stream, payload: Payload, count: Callable[[int], None] = lambda n_bytes: None) -> None:
-    """Send a payload as it comes to be, paced by acknowledgements; ``count`` is told what each frame takes.
+async def send_payload(
+    stream: Stream,
+    payload: Payload,
+    count: Callable[[int], None] = lambda n_bytes: None,
+    arrived: Callable[[int], None] = lambda n_bytes: None,
+) -> None:
+    """Send a payload as it comes to be, paced by acknowledgements.
+
+    ``count`` is told what each frame takes as it is sent, ``arrived`` as it is acknowledged.
 
     Returns when all of it is acknowledged: the stream may be closed then without cutting what is under way.
 
@@ -55,7 +62,8 @@ async def send_payload(stream: Stream, payload: Payload, count: Callable[[int], 
     sent, acknowledged = 0, 0
     while sent < len(payload.view):
         while under_way and sent - acknowledged + LEAST_FRAME_BYTES > window.n_bytes:
-            acknowledged += await _acknowledgement(stream, under_way, window)
+            acknowledged += (n_bytes := await _acknowledgement(stream, under_way, window))
+            arrived(n_bytes)
         wanted = min(window.frame_bytes, len(payload.view) - sent, max(window.n_bytes - (sent - acknowledged), 1))
         if not payload.has(sent + 1):
             await payload.until(sent + 1)
@@ -68,7 +76,7 @@ async def send_payload(stream: Stream, payload: Payload, count: Callable[[int], 
         if payload.dropped:
             raise Dropped
     while under_way:
-        await _acknowledgement(stream, under_way, window)
+        arrived(await _acknowledgement(stream, under_way, window))
 
 
 async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], window: Window) -> int:

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from statistics import median_low
 
 from peers.election import leadership_order
 from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.messages import MAX_MEMBERS, Descriptor, MemberEntry, Ready
-from runtime.averaging.shards import shard_bounds
+from runtime.averaging.shards import FAST_BYTES_PER_S, shard_bounds, shard_parts
 
 
 def fresh_descriptor(
@@ -20,7 +21,7 @@ def fresh_descriptor(
     codec: str,
     electorate: Collection[str] = (),
 ) -> Descriptor:
-    """A new plan for those that are ready: every member reduces one shard, as far as there are blocks.
+    """A new plan for those that are ready: every member reduces what its link is good for, as far as there are blocks.
 
     Of more than fit a descriptor, other ones are left out in each step; their work is in their next contribution.
     Where an ``electorate`` is given, its members alone vote, and more than half of all of it decides.
@@ -28,8 +29,9 @@ def fresh_descriptor(
     chosen = leadership_order(run_id, outer_step, attempt, readies)[:MAX_MEMBERS]
     members = tuple(MemberEntry(peer, readies[peer].weight, readies[peer].loss) for peer in sorted(chosen))
     some = readies[chosen[0]]
-    bounds = shard_bounds(n_elements, len(members), BLOCK)
-    n_shards = len(bounds) - 1
+    parts = shard_parts(_link_rates([readies[entry.peer] for entry in members]))
+    bounds, reducers = shard_bounds(n_elements, parts, BLOCK)
+    n_shards = len(reducers)
     voters, electors = _voters([entry.peer for entry in members], range(len(members)), electorate)
     return Descriptor(
         run_id=run_id,
@@ -42,11 +44,19 @@ def fresh_descriptor(
         members=members,
         bounds=bounds,
         codec=codec,
-        reducers=tuple(range(n_shards)),
+        reducers=reducers,
         settled=(b"",) * n_shards,
         voters=voters,
         electors=electors,
     )
+
+
+def _link_rates(readies: Sequence[Ready]) -> list[float | None]:
+    """Of each, the slower of up and down; a link of which nothing is known is taken for a usual one."""
+    slower = [min(ready.up or ready.down, ready.down or ready.up, FAST_BYTES_PER_S) for ready in readies]
+    known = [rate for rate in slower if rate]
+    usual = median_low(known) if known else 1.0
+    return [rate or usual if ready.dialable else None for rate, ready in zip(slower, readies, strict=True)]
 
 
 def next_descriptor(

@@ -117,6 +117,9 @@ class Step:
             following=last,
             accepted=self.accepted if last else None,
             held=tuple(self.held.get(shard, b"") for shard in range(last.n_shards)) if last else (),
+            up=self.own.up,
+            down=self.own.down,
+            dialable=self.own.dialable,
         )
 
     def ready_now(self, alive: Collection[str]) -> dict[str, Ready]:

@@ -16,6 +16,7 @@ from peers.wire import Codec, Digest
 from runtime.averaging.messages import MAX_MEMBERS
 from runtime.averaging.pacing import receive_payload, send_payload
 from runtime.averaging.payload import Dropped, Payload
+from runtime.averaging.rates import Meter
 
 PUSH_PROTOCOL = "atoll-push-2"
 PIECE_PROTOCOL = "atoll-piece-2"
@@ -65,6 +66,7 @@ class Transfers:
     ) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.up, self.down = Meter(), Meter()
         self.sending = 0
         """Shares, results and pieces that are on their way to others."""
         self._transport, self._room, self._grown = transport, room, grown
@@ -122,15 +124,19 @@ class Transfers:
     async def _send(self, stream: Stream, payload: Payload) -> None:
         self.sending += 1
         try:
-            await send_payload(stream, payload, self._sent)
+            await send_payload(stream, payload, self._sent, self._arrived)
         finally:
             self.sending -= 1
 
     def _sent(self, n_bytes: int) -> None:
         self.bytes_sent += n_bytes
 
+    def _arrived(self, n_bytes: int) -> None:
+        self.up.count(n_bytes, asyncio.get_running_loop().time())
+
     def _received(self, n_bytes: int) -> None:
         self.bytes_received += n_bytes
+        self.down.count(n_bytes, asyncio.get_running_loop().time())
 
     async def _on_push(self, stream: Stream) -> None:
         await self._bounded(stream, self._take_push)
