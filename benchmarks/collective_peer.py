@@ -160,6 +160,7 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
     while True:
         control = averager.step(wait=False, require_trigger=True, timeout=300.0, allow_retries=True)
         while control.stage != AveragingStage.AWAITING_TRIGGER:
+            # hivemind has nothing to wait for here; the time is not measured.
             time.sleep(0.02)
         say(ready=True)
         hear()

@@ -181,7 +181,9 @@ class DirectTransport:
         try:
             for dialled in asyncio.as_completed(dials):
                 with suppress(OSError, ValueError, PeerError):
-                    return await dialled
+                    connection = await dialled
+                    self._keep(peer, connection)
+                    return connection
         finally:
             for dial in dials:
                 if not dial.cancel() and not dial.cancelled() and not dial.exception():
@@ -209,7 +211,6 @@ class DirectTransport:
         except BaseException:
             connection.abort("not who was dialled")
             raise
-        self._keep(peer, connection)
         return connection
 
     def _keep(self, peer: str, connection: Connection) -> None:
