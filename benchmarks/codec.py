@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from runtime.averaging.codecs.base import add_decoded, chunk_range, chunks, decode_vector, encode_vector
+from runtime.averaging.codecs.choice import exact_from, measured_costs
 from runtime.averaging.codecs.registry import CODECS
 
 
@@ -52,8 +53,12 @@ def main() -> None:
         print(
             f"| {name} | {row['bits']:.3f} | {error:.4f} | {row['encode_gb_per_s']:.1f} | {row['add_gb_per_s']:.1f} |"
         )
+    costs = measured_costs()
+    exact = {n_peers: exact_from(costs, n_peers) * 8e-9 for n_peers in (2, 4, 8)}
+    for n_peers, gbit in exact.items():
+        print(f"\ncodec = auto: with {n_peers} peers float32 is quicker than int8 from {gbit:.1f} Gbit/s a link on")
     print()
-    print(json.dumps({"benchmark": "codec", **vars(options), "rows": rows}))
+    print(json.dumps({"benchmark": "codec", **vars(options), "rows": rows, "exact_from_gbit_per_s": exact}))
 
 
 if __name__ == "__main__":

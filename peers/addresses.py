@@ -114,6 +114,16 @@ def host_and_port(address: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(parts[2])), int(parts[4])
 
 
+def if_free(host: str, port: int) -> int:
+    """The port, or 0 for any where another program has it by now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError, OverflowError), socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return port
+    return 0
+
+
 def check_bootstrap_address(address: str) -> None:
     """Refuse what is malformed or does not say whom to expect.
 

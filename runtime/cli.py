@@ -40,6 +40,8 @@ Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0: as PyTo
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]
 Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
 Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: as before, or any free one.")]
+Upload = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to send; 0: no limit.")]
+Download = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to take; 0: no limit.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
 InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]
@@ -150,6 +152,8 @@ def start(
     data: Data = None,
     host: Host = "0.0.0.0",
     port: Port = 0,
+    upload: Upload = 0.0,
+    download: Download = 0.0,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
@@ -162,7 +166,18 @@ def start(
     if data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
     peer_config = _peer_config(
-        folder or file.with_suffix(".peer"), key, device, threads, data, host, port, anew, exit_with_stdin, inner_step_s
+        folder or file.with_suffix(".peer"),
+        key,
+        device,
+        threads,
+        data,
+        host,
+        port,
+        upload,
+        download,
+        anew,
+        exit_with_stdin,
+        inner_step_s,
     )
     from runtime.app import start as start_peer
 
@@ -179,6 +194,8 @@ def join(
     data: Data = None,
     host: Host = "0.0.0.0",
     port: Port = 0,
+    upload: Upload = 0.0,
+    download: Download = 0.0,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
@@ -196,6 +213,8 @@ def join(
         data,
         host,
         port,
+        upload,
+        download,
         anew,
         exit_with_stdin,
         inner_step_s,
@@ -264,12 +283,25 @@ def _peer_config(
     data: str | None,
     host: str,
     port: int,
+    upload: float,
+    download: float,
     anew: bool,
     exit_with_stdin: bool,
     inner_step_s: float,
 ) -> PeerConfig:
     config = PeerConfig(
-        folder, key or _default_key(), device, threads, data, host, port, anew, exit_with_stdin, inner_step_s
+        folder,
+        key or _default_key(),
+        device,
+        threads,
+        data,
+        host,
+        port,
+        upload,
+        download,
+        anew,
+        exit_with_stdin,
+        inner_step_s,
     )
     validate(config, "command line")
     if key is None and not os.path.lexists(config.key):

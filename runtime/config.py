@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peers.caps import Caps
 from runtime.errors import ConfigError
 
 
@@ -62,7 +63,8 @@ class OuterSection:
 @dataclass(frozen=True)
 class AveragingSection:
     codec: str = "int8"
-    """How contributions travel: int8 (a quarter of the bytes), float32, float16, codebook8 or fp4; see docs/wire.md."""
+    """How contributions travel: int8 (a quarter of the bytes), float32, float16, codebook8 or fp4; auto is int8 or, on
+    links so fast that it takes less time, float32. See docs/wire.md."""
     quorum: int = 1
     """Fewest contributions that may be committed."""
     on_partition: str = "fork"
@@ -99,12 +101,19 @@ class PeerConfig:
     """IP address to listen on: all interfaces, since others have to reach a peer."""
     port: int = 0
     """TCP port to listen on; 0 takes the one that the folder's peer had before, or else a free one."""
+    upload: float = 0.0
+    """Mbit/s that shares, results and states may take of the link, as its device counts them; 0 for no limit."""
+    download: float = 0.0
     anew: bool = False
     """Go on from the run's first weights although others have taken part in it before, if none of them is there."""
     exit_with_stdin: bool = False
     """Leave, as on SIGTERM, when standard input ends: a child of ``atoll demo`` does not outlive it."""
     inner_step_s: float = 0.0
     """Seconds that an inner step takes at least, asleep beyond its own work: many peers then share a few cores."""
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(round(self.upload * 1e6 / 8), round(self.download * 1e6 / 8))
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,12 @@ POSITIVE = number("above 0 and at most 1000", lambda value: 0 < value <= 1000)
 # Whole numbers end at 2**31 - 1 and seeds at 2**63 - 1: what every decoder of a manifest and every generator takes.
 COUNT, COUNT_OR_0, SEED = whole(1, 2**31 - 1), whole(0, 2**31 - 1), whole(0, 2**63 - 1)
 
+
+def mbit(least: float) -> Allowed:
+    words = f"of Mbit/s from {least:g} to 100000, or 0 for no limit"
+    return number(words, lambda value: value == 0 or least <= value <= 100_000)
+
+
 RUN_LIMITS: Mapping[str, Allowed] = {
     "name": Allowed("1 to 64 printable characters", _is_name),
     "model.preset": one_of("toy", "small", "medium", "large"),
@@ -167,7 +182,7 @@ RUN_LIMITS: Mapping[str, Allowed] = {
     "outer.learning_rate": POSITIVE,
     "outer.momentum": number("from 0 up to, but not, 1", lambda value: 0 <= value < 1),
     "outer.momentum_ramp_steps": COUNT_OR_0,
-    "averaging.codec": one_of("int8", "float32", "float16", "codebook8", "fp4"),
+    "averaging.codec": one_of("int8", "auto", "float32", "float16", "codebook8", "fp4"),
     "averaging.quorum": whole(1, 4096),
     "averaging.on_partition": one_of("fork", "stop"),
 }
@@ -177,6 +192,9 @@ PEER_LIMITS: Mapping[str, Allowed] = {
     "threads": whole(0, 4096),
     "host": Allowed("an IP address of this machine, or 0.0.0.0 for all of them", _is_ip),
     "port": whole(0, 65535),
+    # Below these a frame, or what several peers begin to send at once, takes too much of five seconds.
+    "upload": mbit(1),
+    "download": mbit(4),
     "inner_step_s": number("from 0 to 3600", lambda value: 0 <= value <= 3600),
 }
 

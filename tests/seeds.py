@@ -30,11 +30,11 @@ class Outcome:
 
 
 def options(seed: int) -> dict[str, object]:
-    """Every fifth run stops its minorities, every seventh sends float32: all else is in the scenario."""
+    """Every fifth run stops its minorities, some send float32 or what the leader chooses; all else is the scenario."""
     return {
         "last_outer_step": LAST,
         "on_partition": "stop" if seed % 5 == 4 else "fork",
-        "codec": "float32" if seed % 7 == 6 else "int8",
+        "codec": {6: "float32", 3: "auto"}.get(seed % 7, "int8"),
     }
 
 

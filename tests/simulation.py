@@ -205,6 +205,8 @@ class Swarm:
                 group=kept.group if kept else (),
                 established=established,
                 codec=self.codec,
+                # Alone a peer chooses float32; with others int8, since nothing in here is long enough to be a rate.
+                codec_costs={"int8": 2e-9, "float32": 1e-9},
                 quorum=self.quorum,
                 on_partition=self.on_partition,
                 last_outer_step=self.last_outer_step,

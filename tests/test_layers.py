@@ -34,7 +34,7 @@ NEVER = {
 # The files of runtime that touch the network: the implementations of transport and discovery are theirs alone.
 NETWORK = {"peers.p2pd", "peers.discovery", "peers.direct", "peers.observer", "peers.service", "socket"}
 MAY_USE_NETWORK = (
-    "runtime/app.py",
+    "runtime/peer.py",
     "runtime/averaging/driver.py",
     "runtime/averaging/statesync.py",
     "runtime/monitor/",

@@ -116,7 +116,7 @@ def test_what_is_not_in_the_file_has_its_default_and_whole_numbers_stand_for_flo
         ('[data]\nsource = "web"', "data.source is 'web', but must be stdlib or files"),
         (
             '[averaging]\ncodec = "int4"',
-            "averaging.codec is 'int4', but must be int8, float32, float16, codebook8 or fp4",
+            "averaging.codec is 'int4', but must be int8, auto, float32, float16, codebook8 or fp4",
         ),
         ('name = "a\\nb"', "name is 'a\\nb', but must be 1 to 64 printable characters"),
     ],

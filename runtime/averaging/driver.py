@@ -6,13 +6,14 @@ applied in one go: state, lineage and counter change together or not at all.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from peers import membership
+from peers.caps import NO_CAPS, Caps
 from peers.errors import ProtocolViolation
 from peers.identity import Identity
 from peers.messages import Role, Status
@@ -57,7 +58,9 @@ class Averager:
     Args:
         lineage: of the state that ``trainer`` has; ``tokens`` it has committed, ``group`` those in its last step.
         established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
+        codec: of ``codecs.registry``, or "auto" with the ``codec_costs`` by which this peer chooses when it leads.
         last_outer_step: the run is over when this many outer steps are committed.
+        caps: what ``transport`` keeps to.
         report: called with an event's name and fields, for the log.
         on_partition: "fork" or "stop", as in ``Terms``.
         committed: called after each applied step, in the same go.
@@ -77,18 +80,20 @@ class Averager:
         group: tuple[str, ...] = (),
         established: bool,
         codec: str,
+        codec_costs: Mapping[str, float] | None = None,
         quorum: int,
         on_partition: str = "fork",
         last_outer_step: int,
+        caps: Caps = NO_CAPS,
         report: Callable[..., None],
         committed: Callable[[], None] = lambda: None,
         abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
-        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition)
+        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs)
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
         self._own = OwnState(trainer, lineage, tokens, group)
         self.established, self._last_outer_step = established, last_outer_step
-        self._report, self._committed, self._abandoned = report, committed, abandoned
+        self._caps, self._report, self._committed, self._abandoned = caps, report, committed, abandoned
         self._results, self._feedback = Results(identity.peer, quorum), Feedback()
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
         self._exchange = Exchange(transport, self._results, self._on_moved, self._spawn, self.strike, report)
@@ -315,7 +320,8 @@ class Averager:
         self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
         self._ready_at = asyncio.get_running_loop().time()
         loss = work.loss if abs(work.loss) <= MOST_LOSS else None
-        link = (self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s, self._transport.dialable)
+        up, down = self._caps.planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
+        link = (up, down, self._transport.dialable)
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link))
 
     def _status(self) -> Status:

@@ -39,9 +39,9 @@ class Feedback:
             own_share: the contribution to a shard as it was sent.
         Returns: the relative L2 error of what was sent, the quantisation error.
         """
-        if not codec.lossy:
-            return 0.0
         if self._lost_P is None:
+            if not codec.lossy:
+                return 0.0
             self._lost_P = torch.zeros_like(own_P)
         lost_sum = own_sum = 0.0
         for shard in included:

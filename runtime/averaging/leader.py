@@ -3,6 +3,7 @@
 from statistics import median_high
 
 from runtime.averaging import plan
+from runtime.averaging.codecs.choice import chosen
 from runtime.averaging.messages import Descriptor
 from runtime.averaging.pace import Pace
 from runtime.averaging.roster import Roster
@@ -56,7 +57,7 @@ class Leader:
             step.attempt,
             terms.peer,
             terms.n_elements,
-            terms.codec,
+            chosen(terms.codec, terms.codec_costs, plan.slowest_link(ready.values()), len(ready)),
             terms.quorum,
             self._roster.group if majority else (),
         )

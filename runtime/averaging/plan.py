@@ -1,7 +1,7 @@
 """What a leader decides, as plain functions: a plan, who reduces what of it, and when its result stands."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
 
@@ -49,6 +49,11 @@ def fresh_descriptor(
         voters=voters,
         electors=electors,
     )
+
+
+def slowest_link(readies: Iterable[Ready]) -> int:
+    """Bytes a second, 0 while nothing is known of one of them."""
+    return min((min(ready.up or ready.down, ready.down or ready.up) for ready in readies), default=0)
 
 
 def _link_rates(readies: Sequence[Ready]) -> list[float | None]:

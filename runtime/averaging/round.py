@@ -7,6 +7,7 @@ the attempt for everyone who notices, and with their Ready for the next attempt 
 and what they accepted, so that a result that may have been committed is committed again and nothing else.
 """
 
+from collections.abc import Mapping
 from typing import assert_never
 
 from peers.membership import Changed, Down, Gone, Slept, Up
@@ -43,9 +44,17 @@ class Round:
     """One peer's side of all rounds. ``handle(event, now)`` takes loop time and never raises because of a peer."""
 
     def __init__(
-        self, peer: str, run_id: str, n_elements: int, codec: str, quorum: int, on_partition: str = "fork"
+        self,
+        peer: str,
+        run_id: str,
+        n_elements: int,
+        codec: str,
+        quorum: int,
+        on_partition: str = "fork",
+        codec_costs: Mapping[str, float] | None = None,
     ) -> None:
-        self.peer, self.terms = peer, Terms(peer, run_id, n_elements, codec, quorum, on_partition)
+        self.peer = peer
+        self.terms = Terms(peer, run_id, n_elements, codec, quorum, on_partition, codec_costs or {})
         self.pace, self.roster = Pace(), Roster(peer)
         self._leader = Leader(self.terms, self.roster, self.pace)
         self._reducer = Reducer(self.terms, self.roster, self.pace)

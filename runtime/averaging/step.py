@@ -1,10 +1,11 @@
 """What one peer knows about the outer step that is being taken, and what follows from it without deciding anything."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from peers.election import leadership_order
 from runtime.averaging.codecs.base import BLOCK
+from runtime.averaging.codecs.choice import allowed
 from runtime.averaging.events import ContributionReady
 from runtime.averaging.messages import MOST_LOSS, MOST_TOKENS, Accepted, Commit, Descriptor, Ready
 from runtime.averaging.roster import Roster
@@ -21,9 +22,12 @@ class Terms:
     run_id: str
     n_elements: int
     codec: str
+    """The run file's: a codec, or "auto"."""
     quorum: int
     on_partition: str = "fork"
     """fork: whoever has a quorum goes on; stop: only who has more than half of the last committed group."""
+    codec_costs: Mapping[str, float] = field(default_factory=dict)
+    """With "auto", what the codecs cost this peer; see ``codecs.choice``."""
 
 
 @dataclass
@@ -196,9 +200,10 @@ class Step:
             descriptor.check(self.terms.n_elements, BLOCK)
         except ValueError as error:
             return f"descriptor that does not hold together: {error}"
-        of_run = (descriptor.run_id, descriptor.codec, descriptor.outer_step)
-        if of_run != (self.terms.run_id, self.terms.codec, self.outer_step):
-            return "descriptor of another run, codec or outer step"
+        if (descriptor.run_id, descriptor.outer_step) != (self.terms.run_id, self.outer_step):
+            return "descriptor of another run or outer step"
+        if descriptor.codec not in allowed(self.terms.codec):
+            return f"descriptor with the codec {descriptor.codec!r}, which this run has not"
         if (descriptor.lineage, descriptor.state) != (self.lineage, self.state):
             return "descriptor of another lineage"
         return None

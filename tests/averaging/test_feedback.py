@@ -55,3 +55,18 @@ def test_a_peer_that_goes_on_from_another_state_holds_nothing_of_the_old_one() -
     assert feedback.contribution(torch.zeros(N)).abs().max() > 0
     feedback.forget()
     assert feedback.contribution(torch.zeros(N)).abs().max() == 0
+
+
+def test_an_exact_round_after_a_lossy_one_sends_what_was_held_and_nothing_twice() -> None:
+    feedback, sent_P, made_P = Feedback(), torch.zeros(N, dtype=torch.float64), torch.zeros(N, dtype=torch.float64)
+    for step, name in enumerate(("fp4", "float32", "int8", "float32", "float32")):
+        codec, fresh_P = CODECS[name], torch.randn(N, generator=torch.Generator().manual_seed(step))
+        made_P += fresh_P
+        own_P = feedback.contribution(fresh_P)
+        share = OwnShare(codec, own_P)
+        feedback.settle(codec, own_P, (0, N), [0], lambda shard, share=share: share)  # type: ignore[misc]
+        share.has(len(share.view))
+        sent_P += decode_vector(codec, share.view, N)
+        if name == "float32":
+            assert float(feedback.contribution(torch.zeros(N)).abs().max()) == 0.0
+    assert float((sent_P - made_P).norm() / made_P.norm()) < 1e-6

@@ -1,5 +1,7 @@
 """What a leader waits for, and what it does not: each of these once stood still or turned in circles."""
 
+from dataclasses import replace
+
 import pytest
 from lone_round import NOW, PEERS, assert_never_spins, kinds, order, ready_of, says, seated
 from round_table import N_ELEMENTS, ROOT, RUN_ID, begun, sha, weight_of
@@ -87,3 +89,19 @@ def test_who_has_come_in_the_middle_of_a_phase_stops_at_the_first_ready() -> Non
     says(machine, other, ready_of(other, outer_step=5, state=sha(ROOT)), NOW + 0.3)
     assert machine.next_deadline() == pytest.approx(NOW + 0.3)
     assert events.StopTraining in kinds(machine.handle(events.Tick(), NOW + 0.3))
+
+
+@pytest.mark.parametrize(("rate", "codec"), [(0, "int8"), (10_000_000, "int8"), (1 << 40, "float32")])
+def test_with_auto_the_leader_writes_what_the_slowest_link_is_best_served_with(rate: int, codec: str) -> None:
+    own = order(PEERS[:3])[0]
+    machine = Round(own, RUN_ID, N_ELEMENTS, "auto", 1, codec_costs={"int8": 4e-9, "float32": 1e-9})
+    machine.handle(begun(), NOW)
+    for peer in PEERS[:3]:
+        if peer != own:
+            machine.handle(Up(peer, Status(Role.MEMBER, 0, ROOT, 0)), NOW)
+    machine.handle(events.ContributionReady(0, weight_of(own), 1.0, rate, rate), NOW)
+    for peer in PEERS[:3]:
+        if peer != own:
+            says(machine, peer, replace(ready_of(peer), up=1 << 41, down=1 << 41))
+    assert machine.descriptor is not None
+    assert machine.descriptor.codec == codec

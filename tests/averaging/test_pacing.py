@@ -32,7 +32,7 @@ def test_a_window_doubles_a_round_trip_while_the_path_is_quick() -> None:
     assert window.n_bytes == 8 * LEAST_FRAME_BYTES
 
 
-def test_a_window_follows_the_delay_down_and_never_below_one_chunk() -> None:
+def test_a_window_follows_the_delay_down_and_never_below_the_least() -> None:
     window = Window()
     window.acknowledged(1, 0.0)
     window.n_bytes = MOST_WINDOW_BYTES

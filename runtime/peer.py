@@ -1,0 +1,226 @@
+"""One peer on the network: its key, its log, its links to the others, and how the user ends it."""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from typing import Any, TypeVar
+
+from peers.addresses import MARK, if_free
+from peers.caps import CappedTransport
+from peers.direct import DirectTransport
+from peers.discovery import DhtDiscovery
+from peers.errors import NetworkError, PeerError, ProtocolViolation
+from peers.identity import Identity
+from peers.messages import Role, Status
+from peers.p2pd import P2pdTransport
+from peers.service import Mesh
+from peers.transport import Transport
+from runtime.averaging.statesync import STATE_PROTOCOL
+from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
+from runtime.config import PeerConfig
+from runtime.errors import ConfigError
+from runtime.folder import Folder, lock, unwritable
+from runtime.invite import Invite, format_invite
+from runtime.log import EventLog
+from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
+from runtime.view import View
+
+T = TypeVar("T")
+
+MANIFEST_PROTOCOL = "atoll-manifest-1"
+BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
+LOOK_BACK_S = 5.0
+HINT_AFTER_S = 10.0
+# Some 120 characters each: an invite is to be pasted.
+MOST_INVITING = 8
+EXIT_INTERRUPTED = 130
+
+
+class Peer:
+    """The parts of one peer that live as long as its process."""
+
+    def __init__(self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View) -> None:
+        self.identity = Identity.load(config.key)
+        self.config, self.folder, self.view = config, Folder(config.folder), view
+        self._direct = DirectTransport(self.identity, p2pd, BULK)
+        self.transport: Transport = CappedTransport(self._direct, BULK, config.caps)
+        self.run_id = ""
+        self.log: EventLog
+        self.mesh: Mesh
+        self._p2pd, self._discovery = p2pd, discovery
+        self.leaving = asyncio.Event()
+        self._exit_code = 0
+        self.reason = ""
+
+    @classmethod
+    async def go_online(
+        cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View, *, alone: bool
+    ) -> "Peer":
+        """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
+        for path in (config.folder, config.key):
+            stack.callback(lock(path))
+        folder = Folder(config.folder)
+        kind = "ip6" if ":" in config.host else "ip4"
+        listen = [f"/{kind}/{config.host}/tcp/{config.port or if_free(config.host, folder.port)}"]
+        try:
+            p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
+        except NetworkError:
+            if not (alone and bootstrap):
+                raise
+            # Discovery goes on trying them.
+            p2pd = await P2pdTransport.create(config.key, listen=listen)
+        stack.push_async_callback(p2pd.close)
+        for address in (await p2pd.addresses())[:1]:
+            folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
+        discovery = await DhtDiscovery.create(p2pd, bootstrap)
+        stack.push_async_callback(discovery.close)
+        peer = cls(config, p2pd, discovery, view)
+        # Beside p2pd's own port, so that whoever opens one in a router knows the other.
+        await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
+        stack.push_async_callback(peer._direct.close)
+        return peer
+
+    def enter(self, stack: AsyncExitStack, run_id: str) -> None:
+        """Be one of the run's peers, without a state of it as yet."""
+        self.run_id = run_id
+        try:
+            self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
+        except OSError as error:
+            raise unwritable(self.folder.path, error) from None
+        stack.callback(self.log.close)
+        self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
+        self.log.listener = self._on_event
+        nothing = Status(Role.JOINING, 0, bytes(32), 0)
+        # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
+        known = self.folder.addresses
+        self.mesh = Mesh(
+            self.identity,
+            run_id,
+            self.transport,
+            self._discovery,
+            nothing,
+            random.Random(),
+            self._strike,
+            known=known,
+        )
+        meshing = asyncio.create_task(self.mesh.run())
+        stack.push_async_callback(end, meshing)
+        self._listen_to_the_user()
+
+    def _strike(self, peer: str, reason: str) -> None:
+        self.log.report("strike", member=peer, reason=reason)
+
+    def _on_event(self, event: str, fields: dict[str, object]) -> None:
+        self.view.show(event, fields)
+        if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
+            # What finds the DHT again; a direct address changes with every start.
+            self.folder.keep_addresses([address for address in addresses if MARK not in address])
+
+    def _listen_to_the_user(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._ask_to_leave, "interrupted", EXIT_INTERRUPTED)
+        loop.add_signal_handler(signal.SIGTERM, self._ask_to_leave, "told to end", 0)
+        if self.config.exit_with_stdin:
+
+            def wait_forend() -> None:
+                # Unbuffered: a daemon thread that holds the buffer's lock at exit would abort the process.
+                while os.read(0, 4096):
+                    pass
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._ask_to_leave, "its parent ended", 0)
+
+            threading.Thread(target=wait_forend, name="stdin", daemon=True).start()
+
+    def _ask_to_leave(self, reason: str, exit_code: int) -> None:
+        self.reason, self._exit_code = reason, exit_code
+        self.leaving.set()
+
+    async def until_leaving(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of ``work``, or None if the user wants to leave before it ends.
+
+        Raises: NetworkError if the network underneath has failed.
+        """
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self.leaving.wait())
+        failed = asyncio.ensure_future(self._p2pd.wait_failed())
+        try:
+            await asyncio.wait([task, leaving, failed], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if failed.done():
+                raise NetworkError(failed.result())
+            return None
+        finally:
+            for one in (task, leaving, failed):
+                await end(one)
+
+    async def print_invite(self, others: Sequence[str] = ()) -> None:
+        """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
+        addresses = dict.fromkeys((*await self._p2pd.addresses(), *others))
+        print(f"invite: {format_invite(Invite(self.run_id, tuple(addresses)[:MOST_INVITING]))}", flush=True)
+
+    async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
+        """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.
+
+        Raises: ConfigError if whoever is there is in another run.
+        """
+        loop = asyncio.get_running_loop()
+        began, hinted = loop.time(), False
+        invited = {address.rpartition("/p2p/")[2] for address in addresses}
+        strangers: set[str] = set()
+        while True:
+            there = invited.intersection(await self._p2pd.connected_peers())
+            if there and there <= strangers and not self.mesh.members():
+                raise ConfigError("the peer of this invite is in another run by now: ask for a newer invite")
+            for member in [*self.mesh.members(), *sorted(there - strangers - self.mesh.members().keys())]:
+                try:
+                    stream = await self.transport.open(member, (), MANIFEST_PROTOCOL)
+                    try:
+                        async with asyncio.timeout(5.0):
+                            sealed = await stream.receive(MAX_MANIFEST_BYTES)
+                    finally:
+                        stream.close()
+                    return open_manifest(sealed, self.run_id, member)
+                except (PeerError, TimeoutError) as error:
+                    if isinstance(error, ProtocolViolation) and member not in self.mesh.members():
+                        strangers.add(member)
+                    else:
+                        self.log.report("manifest_failed", member=member, reason=str(error))
+            await asyncio.sleep(0.1)
+            if not hinted and loop.time() - began > HINT_AFTER_S:
+                hinted = True
+                self.view.say("nobody of this run answers yet; still looking (is the invite the newest one?)")
+
+    async def finds_members(self) -> bool:
+        """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""
+        if not self.folder.addresses:
+            return False
+        with self.view.waiting("looking for those who were here before"):
+            return bool(await self.until_leaving(self._sees_member()))
+
+    async def _sees_member(self) -> bool:
+        """Within a few seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LOOK_BACK_S
+        while loop.time() < until:
+            if any(status.role == Role.MEMBER for status in self.mesh.members().values()):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def leave(self) -> int:
+        self.log.report("left", reason=self.reason)
+        # What comes from now on is the others' answer to the goodbye, and no news.
+        self.mesh.listener = lambda event: None
+        await self.mesh.leave(self.reason)
+        return self._exit_code
+
+
+async def end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait until it is over."""
+    task.cancel()
+    await asyncio.wait([task])
