@@ -50,7 +50,7 @@ class IdleTrainer:
     """Its inner phase is to wait for "go", its outer step to take note of the time: what is measured is the round."""
 
     def __init__(self, vector_P: Tensor) -> None:
-        self.n_elements = vector_P.numel()
+        self.n_elements, self.trains = vector_P.numel(), True
         self.outer_step = 0
         self.anchor_P = self.momentum_P = torch.zeros(1)
         self._vector_P, self._own_P = vector_P, vector_P.clone()

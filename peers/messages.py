@@ -19,6 +19,8 @@ class Role(IntEnum):
     """Has not the run's state yet: nobody waits for it and it decides nothing."""
     MEMBER = 1
     """Has the state of its lineage, takes part in rounds and may lead them."""
+    AUXILIARY = 2
+    """A member that trains nothing: it reduces for the others, and keeps the run's state when they go."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Status:
     progress: int
     tokens: int = 0
     """All that the lineage has committed so far: of two histories of one run the heavier one stands."""
+
+    @property
+    def is_member(self) -> bool:
+        return self.role in (Role.MEMBER, Role.AUXILIARY)
 
     @property
     def position(self) -> tuple[int, int, bytes]:

@@ -18,9 +18,11 @@ from runtime.invite import Invite
 from runtime.manifest import Manifest, sign_manifest
 from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer, end
 from runtime.saving import Saver
-from runtime.trainer import ReplicaTrainer, share_threads
+from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
 from runtime.training.checkpoint import load_state
 from runtime.view import View
+
+Trainer = ReplicaTrainer | AuxiliaryTrainer
 
 
 async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
@@ -70,14 +72,16 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
         return await _take_part(peer, manifest, trainer, opens=False)
 
 
-async def _build(run_config: RunConfig, peer: Peer) -> ReplicaTrainer:
+async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
     """Data and model of the run. Raises: ConfigError."""
     n_threads = share_threads(peer.config.threads)
+    if peer.config.auxiliary:
+        return await asyncio.to_thread(AuxiliaryTrainer, run_config)
     with peer.view.waiting("reading the data and building the model"):
         return await asyncio.to_thread(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads)
 
 
-async def _take_part(peer: Peer, manifest: Manifest, trainer: ReplicaTrainer, *, opens: bool) -> int:
+async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens: bool) -> int:
     """Everything from having a model to saying goodbye.
 
     Args: opens if the run is this peer's own and nobody else has ever been in it.
@@ -139,18 +143,20 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: ReplicaTrainer, *,
     return exit_code
 
 
-async def _validate(peer: Peer, trainer: ReplicaTrainer) -> None:
-    loss = await asyncio.to_thread(trainer.replica.validation_loss)
-    shown = loss if math.isfinite(loss) else None
-    peer.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
+async def _validate(peer: Peer, trainer: Trainer) -> None:
+    loss = await asyncio.to_thread(trainer.validation_loss)
+    if loss is not None:
+        shown = loss if math.isfinite(loss) else None
+        peer.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
 
 
-async def _keep_moving(line: StatusLine, trainer: ReplicaTrainer, config: RunConfig, view: View) -> None:
+async def _keep_moving(line: StatusLine, trainer: Trainer, config: RunConfig, view: View) -> None:
     loop = asyncio.get_running_loop()
     moved, last, hinted = loop.time(), -1, False
     while True:
-        done, step = trainer.replica.inner_steps_done, trainer.outer_step + 1
-        line.update(f"outer step {step}: inner step {done} of {config.inner.steps}")
+        done, step = trainer.inner_steps_done, trainer.outer_step + 1
+        doing = f"inner step {done} of {config.inner.steps}" if trainer.trains else "auxiliary, the others train"
+        line.update(f"outer step {step}: {doing}")
         if trainer.progress != last:
             moved, last, hinted = loop.time(), trainer.progress, False
         elif not hinted and done == config.inner.steps and loop.time() - moved > HINT_AFTER_S:

@@ -42,6 +42,7 @@ Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
 Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: as before, or any free one.")]
 Upload = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to send; 0: no limit.")]
 Download = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to take; 0: no limit.")]
+Auxiliary = Annotated[bool, typer.Option("--auxiliary", help="Train nothing; reduce for those who do.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
 InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]
@@ -154,6 +155,7 @@ def start(
     port: Port = 0,
     upload: Upload = 0.0,
     download: Download = 0.0,
+    auxiliary: Auxiliary = False,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
@@ -165,9 +167,9 @@ def start(
     run_config = load_run_file(file)
     if data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
-    peer_config = _peer_config(
+    peer_config = PeerConfig(
         folder or file.with_suffix(".peer"),
-        key,
+        key or _default_key(),
         device,
         threads,
         data,
@@ -175,10 +177,12 @@ def start(
         port,
         upload,
         download,
+        auxiliary,
         anew,
         exit_with_stdin,
         inner_step_s,
     )
+    _prepare(peer_config, may_make_key=key is None)
     from runtime.app import start as start_peer
 
     return _run(start_peer(run_config, peer_config))
@@ -196,6 +200,7 @@ def join(
     port: Port = 0,
     upload: Upload = 0.0,
     download: Download = 0.0,
+    auxiliary: Auxiliary = False,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
@@ -205,9 +210,9 @@ def join(
     Without --folder, the peer's folder is ~/.local/share/atoll/RUN.
     """
     parsed = parse_invite(invite)
-    peer_config = _peer_config(
+    peer_config = PeerConfig(
         folder or _user_folder("XDG_DATA_HOME", ".local/share") / parsed.run_id[:12],
-        key,
+        key or _default_key(),
         device,
         threads,
         data,
@@ -215,10 +220,12 @@ def join(
         port,
         upload,
         download,
+        auxiliary,
         anew,
         exit_with_stdin,
         inner_step_s,
     )
+    _prepare(peer_config, may_make_key=key is None)
     from runtime.app import join as join_peer
 
     return _run(join_peer(parsed, peer_config))
@@ -275,47 +282,20 @@ def demo(
     )
 
 
-def _peer_config(
-    folder: Path,
-    key: Path | None,
-    device: str,
-    threads: int,
-    data: str | None,
-    host: str,
-    port: int,
-    upload: float,
-    download: float,
-    anew: bool,
-    exit_with_stdin: bool,
-    inner_step_s: float,
-) -> PeerConfig:
-    config = PeerConfig(
-        folder,
-        key or _default_key(),
-        device,
-        threads,
-        data,
-        host,
-        port,
-        upload,
-        download,
-        anew,
-        exit_with_stdin,
-        inner_step_s,
-    )
+def _prepare(config: PeerConfig, may_make_key: bool) -> None:
+    """Check what the user has said, and see to it that the key and the folder are there."""
     validate(config, "command line")
-    if key is None and not os.path.lexists(config.key):
+    if may_make_key and not os.path.lexists(config.key):
         identity = _create_key(config.key, make_parents=True)
         print(f"atoll: created the key {config.key}; you are {identity.peer}", file=sys.stderr)
     # The peer reads the key again: a broken one is to be known before seconds of imports.
     Identity.load(config.key)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be the peer's folder ({error.strerror}); name another with --folder"
+            f"{config.folder} cannot be the peer's folder ({error.strerror}); name another with --folder"
         ) from None
-    return config
 
 
 def _create_key(path: Path, make_parents: bool) -> Identity:

@@ -104,6 +104,8 @@ class PeerConfig:
     upload: float = 0.0
     """Mbit/s that shares, results and states may take of the link, as its device counts them; 0 for no limit."""
     download: float = 0.0
+    auxiliary: bool = False
+    """Train nothing, but reduce for those who do, and keep the run's state when they go."""
     anew: bool = False
     """Go on from the run's first weights although others have taken part in it before, if none of them is there."""
     exit_with_stdin: bool = False

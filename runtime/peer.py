@@ -207,7 +207,7 @@ class Peer:
         loop = asyncio.get_running_loop()
         until = loop.time() + LOOK_BACK_S
         while loop.time() < until:
-            if any(status.role == Role.MEMBER for status in self.mesh.members().values()):
+            if any(status.is_member for status in self.mesh.members().values()):
                 return True
             await asyncio.sleep(0.1)
         return False

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from runtime.config import PeerConfig, RunConfig
 from runtime.training.data import load_corpus
+from runtime.training.model import build_model, digest, flatten
+from runtime.training.outer import apply_outer_step, outer_momentum
 from runtime.training.replica import InnerResult, Replica
 
 # An inner step of a large model on a CPU can outlast the five seconds that leaving may take.
@@ -28,8 +30,57 @@ def share_threads(wanted: int) -> int:
     return n_threads
 
 
+class AuxiliaryTrainer:
+    """Has the run's state and trains nothing: no data, no inner optimizer, and of the model its parameters."""
+
+    trains = False
+
+    def __init__(self, run_config: RunConfig) -> None:
+        self._outer = run_config.outer
+        self.outer_step = self.inner_steps_done = 0
+        self.anchor_P = flatten(build_model(run_config.model.preset, run_config.model.seed).parameters())
+        self.momentum_P = torch.zeros_like(self.anchor_P)
+        self.n_elements = self.anchor_P.numel()
+
+    @property
+    def progress(self) -> int:
+        return self.outer_step
+
+    async def train(self, stop: threading.Event) -> InnerResult:
+        return InnerResult(0, 0, 0.0, 0.0)
+
+    def pseudo_gradient(self) -> Tensor:
+        raise TypeError("an auxiliary peer has no pseudo-gradient")
+
+    def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
+        apply_outer_step(
+            self.anchor_P,
+            self.momentum_P,
+            mean_pseudo_gradient_P,
+            learning_rate=self._outer.learning_rate,
+            momentum=outer_momentum(self.outer_step, self._outer.momentum, self._outer.momentum_ramp_steps),
+        )
+        self.outer_step += 1
+
+    def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None:
+        self.anchor_P.copy_(anchor_P)
+        self.momentum_P.copy_(momentum_P)
+        self.outer_step = outer_step
+
+    def state_digest(self) -> bytes:
+        return digest(self.anchor_P, self.momentum_P)
+
+    def anchor_digest(self) -> bytes:
+        return digest(self.anchor_P)
+
+    def validation_loss(self) -> None:
+        """It has no text."""
+
+
 class ReplicaTrainer:
     """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time."""
+
+    trains = True
 
     def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str, n_threads: int) -> None:
         self._n_threads = n_threads
@@ -53,6 +104,14 @@ class ReplicaTrainer:
     @property
     def momentum_P(self) -> Tensor:
         return self.replica.momentum_P
+
+    @property
+    def inner_steps_done(self) -> int:
+        return self.replica.inner_steps_done
+
+    def validation_loss(self) -> float | None:
+        """Of the anchor; see ``Replica``."""
+        return self.replica.validation_loss()
 
     @property
     def progress(self) -> int:

@@ -37,6 +37,7 @@ class Chaos:
         self._swarm, self._rng = swarm, swarm.rng
         self._mends: dict[asyncio.Task[None], Callable[[], object]] = {}
         self._phases: dict[str, float] = {}
+        self._auxiliary: set[str] = set()
         self._falling: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -44,8 +45,10 @@ class Chaos:
         swarm, rng = self._swarm, self._rng
         n_peers = rng.choices([*PEERS], [*PEERS.values()])[0]
         swarm.quorum = swarm.ledger.quorum = rng.randint(1, max(1, n_peers // 2))
-        for index in range(n_peers):
-            self._start(f"p{index}", established=index == 0)
+        # Those who only reduce, beside those who train.
+        self._auxiliary = {f"a{index}" for index in range(rng.choice([0, 0, 0, 1, 1, 2]))}
+        for name in [*(f"p{index}" for index in range(n_peers)), *sorted(self._auxiliary)]:
+            self._start(name, established=name == "p0")
         mean_s = rng.choice([1.0, 2.0, 4.0])
         while await self._trouble_for(rng.expovariate(1 / mean_s)):
             kind = rng.choices([*FAULTS], [*FAULTS.values()])[0]
@@ -66,7 +69,7 @@ class Chaos:
 
     def _start(self, name: str, established: bool = False) -> None:
         phase_s = self._phases.setdefault(name, PHASE_S * self._rng.choice([0.8, 1.0, 1.0, 1.2, 3.0]))
-        self._swarm.start(name, established=established, phase_s=phase_s)
+        self._swarm.start(name, established=established, phase_s=phase_s, trains=name not in self._auxiliary)
 
     def _members(self) -> list[SimulatedPeer]:
         """Peers that can be struck: they live, have a state and are not under a fault that takes them away."""

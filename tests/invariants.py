@@ -101,6 +101,7 @@ class Ledger:
         for shard, indices in enumerate(contributors):
             assert len(indices) >= self.quorum, "validity: fewer contributions than the quorum"
             assert len(set(indices)) == len(indices), "validity: a contribution twice in a shard"
+            assert set(indices) <= set(descriptor.trainers), "validity: a contribution of who does not train"
             if commit.digests[shard] not in self._valid:
                 assert self._is_mean(commit, shard, indices), "validity: a shard is not the mean of its contributions"
                 self._valid.add(commit.digests[shard])

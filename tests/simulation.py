@@ -50,7 +50,7 @@ class SimulatedTrainer:
     """Takes virtual time for its inner steps; its pseudo-gradient depends on peer and outer step alone."""
 
     def __init__(self, peer: str, rng: random.Random, phase_s: float, trained: dict[str, int] | None = None) -> None:
-        self.n_elements, self.outer_step, self.progress = N_ELEMENTS, 0, 0
+        self.n_elements, self.outer_step, self.progress, self.trains = N_ELEMENTS, 0, 0, True
         self.anchor_P = torch.linspace(-1, 1, N_ELEMENTS)
         self.momentum_P = torch.zeros(N_ELEMENTS)
         self.phase_s, self.inner_steps, self.hangs = phase_s, 10, False
@@ -61,6 +61,8 @@ class SimulatedTrainer:
         self._done = 0.0
 
     async def train(self, stop: threading.Event) -> Work:
+        if not self.trains:
+            return Work(0, 0.0)
         loop = asyncio.get_running_loop()
         began, duration_s = loop.time(), self.phase_s * self._rng.uniform(0.8, 1.3)
         # A stop is seen between two inner steps.
@@ -153,7 +155,9 @@ class Swarm:
     def fault(self, what: str) -> None:
         self.tell(f"** {what}")
 
-    def start(self, name: str, *, established: bool = False, phase_s: float = 2.0) -> SimulatedPeer:
+    def start(
+        self, name: str, *, established: bool = False, phase_s: float = 2.0, trains: bool = True
+    ) -> SimulatedPeer:
         """Start a peer's process: fresh, or with what its name has on its disk."""
         if name not in self._identities:
             self._identities[name] = Identity.from_seed(self.rng.randbytes(32))
@@ -161,6 +165,7 @@ class Swarm:
         trainer_rng, mesh_rng = random.Random(self.rng.random()), random.Random(self.rng.random())
         offset_s = self._clocks.uniform(-3600.0, 3600.0) if self.skew else 0.0
         trainer = SimulatedTrainer(identity.peer, trainer_rng, phase_s, self.ledger.trained)
+        trainer.trains = trains
         lineage = first_lineage(RUN_ID, trainer.state_digest())
         self.ledger.root(lineage, trainer.state_digest())
         if kept is not None:
@@ -241,7 +246,7 @@ class Swarm:
     async def _finds_members(self, mesh: Mesh) -> bool:
         until = self.loop.time() + LOOK_BACK_S
         while self.loop.time() < until:
-            if any(status.role == Role.MEMBER for status in mesh.members().values()):
+            if any(status.is_member for status in mesh.members().values()):
                 return True
             await asyncio.sleep(0.1)
         return False

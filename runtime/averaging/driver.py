@@ -89,7 +89,9 @@ class Averager:
         committed: Callable[[], None] = lambda: None,
         abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
-        self.machine = Round(identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs)
+        self.machine = Round(
+            identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs, trainer.trains
+        )
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
         self._own = OwnState(trainer, lineage, tokens, group)
         self.established, self._last_outer_step = established, last_outer_step
@@ -181,7 +183,7 @@ class Averager:
             if event.generation != self._results.generation:
                 return
             event = event.event
-        if isinstance(event, events.ContributionReady) and self._results.own_P is None:
+        if isinstance(event, events.ContributionReady) and self._results.own_P is None and self._trainer.trains:
             # Of a state that is no more.
             return
         if isinstance(event, Joined):
@@ -317,15 +319,17 @@ class Averager:
     # Training: in the trainer's own time, between two outer steps.
 
     def _on_work(self, work: InnerWork) -> None:
-        self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
+        if self._trainer.trains:
+            self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
         self._ready_at = asyncio.get_running_loop().time()
-        loss = work.loss if abs(work.loss) <= MOST_LOSS else None
+        loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
         up, down = self._caps.planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
         link = (up, down, self._transport.dialable)
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link))
 
     def _status(self) -> Status:
-        role = Role.MEMBER if self.established and not self._joining.active else Role.JOINING
+        member = Role.MEMBER if self._trainer.trains else Role.AUXILIARY
+        role = member if self.established and not self._joining.active else Role.JOINING
         return Status(role, self._own.outer_step, self.lineage, self._trainer.progress, self._own.tokens)
 
     async def _keep_status(self) -> None:
@@ -367,6 +371,8 @@ class Averager:
             attempt=descriptor.attempt,
             leader=descriptor.leader,
             members=list(descriptor.peers),
+            reducers=[descriptor.peers[reducer] for reducer in descriptor.reducers],
+            codec=descriptor.codec,
         )
         if not self._results.follows(descriptor.plan_id):
             self._followed_at = asyncio.get_running_loop().time()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peers.errors import PeerError, ProtocolViolation
-from peers.messages import Role, Status
+from peers.messages import Status
 from runtime.averaging.own_state import OwnState
 from runtime.averaging.roster import Roster
 from runtime.averaging.statesync import Claim, Refuted, State, StateSync
@@ -64,7 +64,7 @@ class Joining:
 
     def sees_member(self) -> bool:
         """Whether anyone with a state of the run is linked; it remembers when that was so last."""
-        seen = any(status.role == Role.MEMBER for status in self._members().values())
+        seen = any(status.is_member for status in self._members().values())
         if seen:
             self._member_seen_at = asyncio.get_running_loop().time()
         return seen
@@ -109,7 +109,7 @@ class Joining:
         self._shown_at = asyncio.get_running_loop().time()
         if own is not None and (own.outer_step, own.lineage) == (claimed.outer_step, claimed.lineage):
             return Joined(donor, None)
-        witnesses = sorted(peer for peer, status in peers.items() if status.role == Role.MEMBER or status.tokens)
+        witnesses = sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)
         try:
             state = await self._sync.download(donor, witnesses, own, self._show_progress)
             if own is None or not own.tokens:

@@ -81,7 +81,7 @@ class Leader:
         At once when all who are missing would need half a phase more than the first: what they have counts in any case.
         """
         assert step.first_ready_at is not None
-        ready = [(step.readies[peer].weight, step.ready_since[peer]) for peer in step.readies]
+        ready = [(step.readies[peer].weight, since) for peer, since in step.ready_since.items()]
         expected = step.expected(self._roster, now)
         missing = [peer for peer in expected if peer not in step.readies]
         # Not the most: that is of a peer which carries over what missed the last step.

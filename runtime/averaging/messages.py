@@ -24,6 +24,8 @@ class MemberEntry:
     peer: PeerId
     weight: int
     loss: float | None
+    trains: bool = True
+    """Who does not is auxiliary: it reduces and votes, and contributes nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,18 @@ class Descriptor:
     @cached_property
     def plan_id(self) -> bytes:
         """32 bytes that name the plan."""
-        entries = [[entry.peer, entry.weight] for entry in self.members]
+        entries = [[entry.peer, entry.weight, entry.trains] for entry in self.members]
         plan = [self.run_id, self.outer_step, self.lineage, self.state, entries, self.bounds, self.codec]
         return hashlib.sha256(b"atoll plan" + msgpack.packb(plan)).digest()
 
     @cached_property
     def peers(self) -> tuple[str, ...]:
         return tuple(entry.peer for entry in self.members)
+
+    @cached_property
+    def trainers(self) -> tuple[int, ...]:
+        """Those who contribute."""
+        return tuple(index for index, entry in enumerate(self.members) if entry.trains)
 
     @property
     def n_shards(self) -> int:
@@ -93,6 +100,8 @@ class Descriptor:
             raise ValueError("a weight or a loss that no training has")
         if any(index >= n for index in (*self.reducers, *self.voters)):
             raise ValueError(f"an index beyond {n} members")
+        if not self.trainers:
+            raise ValueError("nobody in it trains")
         if list(self.voters) != sorted(set(self.voters)):
             raise ValueError("voters are not sorted and distinct")
         if not len(self.voters) <= self.electors < 2 * len(self.voters):
@@ -129,6 +138,8 @@ class Ready:
     down: int = 0
     dialable: bool = True
     """Whether others reach it directly, as far as it knows; who cannot be dialled reduces nothing."""
+    trains: bool = True
+    """As in ``MemberEntry``; who does not is ready as soon as it has the state."""
 
 
 @dataclass(frozen=True)

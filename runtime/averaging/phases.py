@@ -21,6 +21,8 @@ class Trainer(Protocol):
     """What averaging needs of training. ``train`` runs elsewhere (a thread) until done or told to stop."""
 
     n_elements: int
+    trains: bool
+    """False for an auxiliary peer: ``train`` returns at once, and there is no pseudo-gradient."""
 
     @property
     def outer_step(self) -> int: ...

@@ -8,7 +8,7 @@ from statistics import median_low
 from peers.election import leadership_order
 from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.messages import MAX_MEMBERS, Descriptor, MemberEntry, Ready
-from runtime.averaging.shards import FAST_BYTES_PER_S, shard_bounds, shard_parts
+from runtime.averaging.shards import FAST_BYTES_PER_S, Link, shard_bounds, shard_parts
 
 
 def fresh_descriptor(
@@ -27,9 +27,11 @@ def fresh_descriptor(
     Where an ``electorate`` is given, its members alone vote, and more than half of all of it decides.
     """
     chosen = leadership_order(run_id, outer_step, attempt, readies)[:MAX_MEMBERS]
-    members = tuple(MemberEntry(peer, readies[peer].weight, readies[peer].loss) for peer in sorted(chosen))
+    members = tuple(
+        MemberEntry(peer, readies[peer].weight, readies[peer].loss, readies[peer].trains) for peer in sorted(chosen)
+    )
     some = readies[chosen[0]]
-    parts = shard_parts(_link_rates([readies[entry.peer] for entry in members]))
+    parts = shard_parts(_links([readies[entry.peer] for entry in members]))
     bounds, reducers = shard_bounds(n_elements, parts, BLOCK)
     n_shards = len(reducers)
     voters, electors = _voters([entry.peer for entry in members], range(len(members)), electorate)
@@ -56,12 +58,15 @@ def slowest_link(readies: Iterable[Ready]) -> int:
     return min((min(ready.up or ready.down, ready.down or ready.up) for ready in readies), default=0)
 
 
-def _link_rates(readies: Sequence[Ready]) -> list[float | None]:
-    """Of each, the slower of up and down; a link of which nothing is known is taken for a usual one."""
-    slower = [min(ready.up or ready.down, ready.down or ready.up, FAST_BYTES_PER_S) for ready in readies]
-    known = [rate for rate in slower if rate]
-    usual = median_low(known) if known else 1.0
-    return [rate or usual if ready.dialable else None for rate, ready in zip(slower, readies, strict=True)]
+def _links(readies: Sequence[Ready]) -> list[Link]:
+    """A way of a link of which nothing is known is taken to be as the other, a link for a usual one."""
+    rates = [(ready.up or ready.down, ready.down or ready.up) for ready in readies]
+    known = [min(rate) for rate in rates if rate[0]]
+    usual = float(median_low(known)) if known else 1.0
+    return [
+        Link(min(up or usual, FAST_BYTES_PER_S), min(down or usual, FAST_BYTES_PER_S), ready.trains, ready.dialable)
+        for (up, down), ready in zip(rates, readies, strict=True)
+    ]
 
 
 def next_descriptor(
@@ -89,8 +94,12 @@ def next_descriptor(
     if seen:
         last = max(seen, key=lambda descriptor: (descriptor.order, descriptor.plan_id))
         # Who was started anew since has another contribution than the plan has of it.
-        here = [one.peer for one in last.members if one.peer in readies and readies[one.peer].weight == one.weight]
-        if len(here) >= quorum and 2 * len(here) > len(last.members):
+        here = [
+            one.peer
+            for one in last.members
+            if one.peer in readies and (readies[one.peer].weight, readies[one.peer].trains) == (one.weight, one.trains)
+        ]
+        if sum(readies[peer].trains for peer in here) >= quorum and 2 * len(here) > len(last.members):
             resumed = resumed_descriptor(last, attempt, leader, here, _held_digests(last, readies), electorate)
             if decidable(resumed):
                 return resumed

@@ -38,9 +38,10 @@ class Reducer:
             if step.contributes and (shard, reducer) not in step.sent:
                 step.sent.add((shard, reducer))
                 if reducer == me:
-                    step.arrived.setdefault(shard, set()).add(me)
+                    if self._terms.trains:
+                        step.arrived.setdefault(shard, set()).add(me)
                     actions.append(Collect(shard))
-                else:
+                elif self._terms.trains:
                     actions.append(SendContribution(descriptor, shard, descriptor.peers[reducer]))
         return actions
 
@@ -53,7 +54,7 @@ class Reducer:
         for shard, reducer in enumerate(descriptor.reducers):
             if descriptor.settled[shard]:
                 continue
-            if descriptor.peers[reducer] == peer:
+            if descriptor.peers[reducer] == peer and self._terms.trains:
                 step.sent.add((shard, reducer))
                 again.append(SendContribution(descriptor, shard, peer))
             elif descriptor.peers[reducer] == self._terms.peer and shard in step.held:
@@ -72,7 +73,7 @@ class Reducer:
         if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
             return []
         step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
-        if 2 * len(step.arrived[shard]) > len(descriptor.peers):
+        if 2 * len(step.arrived[shard]) > len(descriptor.trainers):
             step.half_arrived_at.setdefault(shard, now)
         return self.reduce(step, shard, now)
 
@@ -85,9 +86,9 @@ class Reducer:
     def _shares_by(self, step: Step, shard: int) -> float:
         """When the shares of a shard that are not here are given up."""
         assert step.descriptor is not None
-        n_members, n_arrived = len(step.descriptor.peers), len(step.arrived.get(shard, ()))
+        n_trainers, n_arrived = len(step.descriptor.trainers), len(step.arrived.get(shard, ()))
         half_at = step.half_arrived_at.get(shard)
-        return self._pace.shares_by(step.followed_at, half_at, n_members, n_members - n_arrived)
+        return self._pace.shares_by(step.followed_at, half_at, n_trainers, n_trainers - n_arrived)
 
     def reduce(self, step: Step, shard: int, now: float) -> list[Action]:
         """Reduce a shard once every member's share is here, or the member gone, or its time over."""
@@ -95,11 +96,8 @@ class Reducer:
             return []
         assert step.descriptor is not None
         arrived = step.arrived.get(shard, set())
-        waiting = [
-            peer
-            for index, peer in enumerate(step.descriptor.peers)
-            if index not in arrived and peer in self._roster.alive and peer != self._terms.peer
-        ]
+        late = [step.descriptor.peers[index] for index in step.descriptor.trainers if index not in arrived]
+        waiting = [peer for peer in late if peer in self._roster.alive]
         if (waiting and now < self._shares_by(step, shard)) or not self._enough(step, shard):
             return []
         step.reduced.add(shard)

@@ -135,11 +135,12 @@ class Results:
             return False
         if sender not in descriptor.peers:
             return False
+        index = descriptor.peers.index(sender)
         if kind is Kind.RESULT:
             # Each member may come to be the shard's reducer, once.
             return (shard, sender) not in self._makers
-        known = self._shares.get(shard, {}).get(descriptor.peers.index(sender))
-        return known is None or not known.complete
+        known = self._shares.get(shard, {}).get(index)
+        return index in descriptor.trainers and (known is None or not known.complete)
 
     def follows(self, plan_id: bytes) -> bool:
         return self._descriptor is not None and self._descriptor.plan_id == plan_id
@@ -178,13 +179,14 @@ class Results:
         """Reduce this shard as its shares come, in the hope that all members send theirs."""
         assert self._descriptor is not None
         if shard not in self._reductions:
-            self._begin(shard, range(len(self._descriptor.members)))
+            self._begin(shard, self._descriptor.trainers)
 
-    def _begin(self, shard: int, contributors: tuple[int, ...] | range) -> None:
+    def _begin(self, shard: int, contributors: tuple[int, ...]) -> None:
         assert self._descriptor is not None
         shares = self._shares.setdefault(shard, {})
-        # Its own share goes through the codec like everybody's: what is averaged is what was sent.
-        shares[self._descriptor.peers.index(self._peer)] = self.own_share(shard)
+        if (me := self._descriptor.peers.index(self._peer)) in contributors:
+            # Its own share goes through the codec like everybody's: what is averaged is what was sent.
+            shares[me] = self.own_share(shard)
         weights = [entry.weight for entry in self._descriptor.members]
         result = self.result_from(shard)
         self._reductions[shard] = Reduction(self._codec, self._elements(shard), weights, contributors, result), result

@@ -70,7 +70,7 @@ class Roster:
                 taken_s = (now - motion.at) / (status.progress - motion.progress)
                 motion.inner_step_s = 0.5 * (min(motion.inner_step_s, 2 * taken_s) + taken_s)
             motion.progress, motion.at = status.progress, now
-        return status.role == Role.MEMBER and (known is None or known.role != Role.MEMBER)
+        return status.is_member and (known is None or not known.is_member)
 
     def down(self, peer: str, left: bool, now: float) -> None:
         self._members = None
@@ -106,9 +106,13 @@ class Roster:
             self._members = [
                 (peer, status)
                 for peer, status in sorted(self.alive.items())
-                if status.role == Role.MEMBER and self.refuted.get(peer) != status.lineage
+                if status.is_member and self.refuted.get(peer) != status.lineage
             ]
         return self._members
+
+    def trains(self, peer: str) -> bool:
+        """Whether a linked peer contributes, as far as it says."""
+        return peer in self.alive and self.alive[peer].role != Role.AUXILIARY
 
     def on_fork(self, status: Status) -> bool:
         """Whether the status is of another history than this peer's, as far as the two can be compared."""

@@ -52,9 +52,10 @@ class Round:
         quorum: int,
         on_partition: str = "fork",
         codec_costs: Mapping[str, float] | None = None,
+        trains: bool = True,
     ) -> None:
         self.peer = peer
-        self.terms = Terms(peer, run_id, n_elements, codec, quorum, on_partition, codec_costs or {})
+        self.terms = Terms(peer, run_id, n_elements, codec, quorum, on_partition, codec_costs or {}, trains)
         self.pace, self.roster = Pace(), Roster(peer)
         self._leader = Leader(self.terms, self.roster, self.pace)
         self._reducer = Reducer(self.terms, self.roster, self.pace)
@@ -83,8 +84,9 @@ class Round:
 
     @property
     def n_live(self) -> int:
-        """Members that live and train, this peer included."""
-        return 1 + sum(peer not in self.roster.still for peer, _ in self.roster.members())
+        """Members that live and train, this peer included where it does."""
+        members = [peer for peer, _ in self.roster.members() if peer not in self.roster.still]
+        return self.terms.trains + sum(self.roster.trains(peer) for peer in members)
 
     @property
     def contributes(self) -> bool:
@@ -152,9 +154,10 @@ class Round:
     def _own_deadlines(self, step: Step, now: float) -> list[float]:
         """Of a peer that is ready: when to lead, to give up a leader, and to count out who hangs."""
         deadlines = [self.roster.still_at(peer) for peer in self.roster.moving(step.lineage, step.readies)]
+        ends_at = None
         if step.can_form(step.expected(self.roster, now), self.roster):
-            deadlines.append(self._attempt_ends(step, now))
-        for at in (self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
+            ends_at = self._attempt_ends(step, now)
+        for at in (ends_at, self._leader.begin_at(step, now), self._leader.replace_at(step, now)):
             if at is not None:
                 deadlines.append(at)
         return deadlines
@@ -197,7 +200,8 @@ class Round:
     def _on_contribution(self, step: Step, event: ContributionReady, now: float) -> list[Action]:
         if event.outer_step != step.outer_step or step.commit is not None or step.own is not None:
             return []
-        self.pace.phase(now - step.begun_at)
+        if self.terms.trains:
+            self.pace.phase(now - step.begun_at)
         step.own = event
         if step.descriptor is not None and step.contributes:
             # A leader was quicker than this peer's own word that it is ready.
@@ -207,10 +211,17 @@ class Round:
     def _say_ready(self, step: Step, now: float) -> list[Action]:
         step.attempt_at = now
         ready = step.own_ready()
-        step.readies[self.peer] = ready
-        step.ready_since.setdefault(self.peer, now)
-        self.roster.tokens[self.peer] = ready.weight
+        self._note_ready(step, self.peer, ready, now)
         return [Send(None, ready), *self._lead(step, now)]
+
+    def _note_ready(self, step: Step, peer: str, ready: Ready, now: float) -> None:
+        if ready.trains:
+            if step.first_ready_at is None and not self.terms.trains:
+                # An auxiliary peer knows phases from the others only.
+                self.pace.phase(now - step.begun_at)
+            step.ready_since.setdefault(peer, now)
+            self.roster.tokens[peer] = ready.weight
+        step.readies[peer] = ready
 
     def _on_ready(self, step: Step, sender: str, ready: Ready, now: float) -> list[Action]:
         if ready.outer_step < step.outer_step:
@@ -227,9 +238,7 @@ class Round:
             return [Strike(sender, reason)]
         known = step.readies.get(sender)
         if known is None or known.attempt <= ready.attempt:
-            step.readies[sender] = ready
-        step.ready_since.setdefault(sender, now)
-        self.roster.tokens[sender] = ready.weight
+            self._note_ready(step, sender, ready, now)
         if ready.attempt > step.attempt:
             # Somebody lost the leader: staying together matters more than being right about who is gone.
             return self._next_attempt(step, ready.attempt, now)
@@ -276,11 +285,13 @@ class Round:
         actions = [action for shard in step.collecting() for action in self._reducer.reduce(step, shard, now)]
         return actions + self._lead(step, now)
 
-    def _attempt_ends(self, step: Step, now: float) -> float:
-        """When a leader that has not begun, or a round that has not ended, is given up."""
+    def _attempt_ends(self, step: Step, now: float) -> float | None:
+        """When a leader that has not begun, or a round that has not ended, is given up; None while nobody is ready."""
         attempt_s = self.pace.attempt_s(step.attempt, step.begun)
         if step.begun:
             return max(step.followed_at, step.attempt_at) + attempt_s
+        if step.first_ready_at is None:
+            return None
         return max(self._leader.begin_by(step, now), step.attempt_at) + attempt_s
 
     def _on_fetch_failed(self, step: Step, shard: int, digest: bytes, now: float) -> list[Action]:
@@ -333,7 +344,8 @@ class Round:
             still = self.roster.count_out_still(step.lineage, step.readies, now)
             actions += [Report("member_still", (("member", peer),)) for peer in still]
             electable = step.can_form(step.expected(self.roster, now), self.roster)
-            if electable and now >= self._attempt_ends(step, now):
+            ends_at = self._attempt_ends(step, now)
+            if electable and ends_at is not None and now >= ends_at:
                 return actions + self._next_attempt(step, step.attempt + 1, now)
         for shard in step.collecting():
             actions += self._reducer.reduce(step, shard, now)

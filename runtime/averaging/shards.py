@@ -1,41 +1,70 @@
 """Where the flat pseudo-gradient is cut: one range for each member that reduces, as long as its link is good for."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 # Beyond this no link is what a round waits for (2.4 Gbit/s), and what is measured there is the machine's other work.
 FAST_BYTES_PER_S = 300e6
+# Halvings of the interval in which the time of a round is looked for: to the last bit of a float.
+HALVINGS = 100
 
 
-def shard_parts(rates: Sequence[float | None]) -> list[float]:
-    """The part of the vector that each member reduces, so that the slowest member is done as early as can be.
+@dataclass(frozen=True)
+class Link:
+    """Of one member: rates in one unit, any; whether it contributes, and whether it may reduce."""
 
-    With part x a member sends, and receives, 1 + (n - 2) x vectors: its shares for the others, and its shard from and
-    to each of them. So the best x are where all are done at the same time T, but for those whose link is too slow to
-    reduce anything: x = (T rate - 1) / (n - 2), not below zero, T such that they sum to one. It is what the linear
-    program gives.
+    up: float
+    down: float
+    trains: bool = True
+    reduces: bool = True
 
-    Args: rates are the slower of up and down, in any unit, of each member; None for one that is not to reduce.
+    def part(self, time: float, n_members: int, n_trainers: int) -> float:
+        """The largest part of the vector that this member can reduce in ``time``, in vectors over a rate's unit.
+
+        With part x it sends its shares of all other parts, and x to each other member; it receives x from each other
+        who trains, and all other parts as results.
+        """
+        if not self.reduces:
+            return 0.0
+        sent = 1 if self.trains else 0
+        up = _most(time * self.up - sent, n_members - 1 - sent)
+        down = _most(time * self.down - 1, n_trainers - sent - 1)
+        return max(0.0, min(up, down, 1.0))
+
+
+def _most(room: float, slope: int) -> float:
+    """The largest x with ``slope * x <= room``."""
+    if slope > 0:
+        return room / slope
+    return math.inf if room >= 0 else 0.0
+
+
+def shard_parts(links: Sequence[Link]) -> list[float]:
+    """The part of the vector that each member reduces, so that the slowest is done as early as can be.
+
+    The parts that all can reduce in a time grow with it; the least time in which they make up the whole is looked for.
+    It is what the linear program gives. A link too slow to be done by then even so reduces nothing.
+
     Returns: parts that sum to one. Equal ones if nobody may reduce.
     """
-    n = len(rates)
-    able = [rate for rate in rates if rate is not None]
-    if not able:
+    n, n_trainers = len(links), sum(link.trains for link in links)
+    if not any(link.reduces for link in links):
         return [1.0 / n] * n
-    if n <= 2:
-        # What a member of two sends does not depend on the cut.
-        return [1.0 / len(able) if rate is not None else 0.0 for rate in rates]
-    done_at = _done_at(sorted(able, reverse=True), n)
-    parts = [max(0.0, (done_at * rate - 1) / (n - 2)) if rate is not None else 0.0 for rate in rates]
-    return [part / sum(parts) for part in parts]
+    if n_trainers == n <= 2 or n_trainers == 1:
+        # What either of two sends does not depend on the cut, and one contribution alone is in everybody's hands.
+        n_able = sum(link.reduces for link in links)
+        return [link.reduces / n_able for link in links]
 
+    def parts(time: float) -> list[float]:
+        return [link.part(time, n, n_trainers) for link in links]
 
-def _done_at(rates: Sequence[float], n: int) -> float:
-    """T of those of the rates, the highest first, that are worth a shard."""
-    for count in range(len(rates), 0, -1):
-        done_at = (n - 2 + count) / sum(rates[:count])
-        if done_at * rates[count - 1] >= 1:
-            return done_at
-    raise AssertionError("the fastest alone is always worth it")
+    low, high = 0.0, 2 * n / min(min(link.up, link.down) for link in links if link.reduces)
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if sum(parts(middle)) >= 1 else (middle, high)
+    found = parts(high)
+    return [part / sum(found) for part in found]
 
 
 def shard_bounds(n_elements: int, parts: Sequence[float], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

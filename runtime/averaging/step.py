@@ -28,6 +28,7 @@ class Terms:
     """fork: whoever has a quorum goes on; stop: only who has more than half of the last committed group."""
     codec_costs: Mapping[str, float] = field(default_factory=dict)
     """With "auto", what the codecs cost this peer; see ``codecs.choice``."""
+    trains: bool = True
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Step:
     own: ContributionReady | None = None
     readies: dict[str, Ready] = field(default_factory=dict)
     ready_since: dict[str, float] = field(default_factory=dict)
-    """When the first of each came."""
+    """When the first of each came, of those who train."""
     stop_sent: bool = False
 
     descriptor: Descriptor | None = None
@@ -124,6 +125,7 @@ class Step:
             up=self.own.up,
             down=self.own.down,
             dialable=self.own.dialable,
+            trains=self.terms.trains,
         )
 
     def ready_now(self, alive: Collection[str]) -> dict[str, Ready]:
@@ -149,7 +151,13 @@ class Step:
         """Whether a group of these peers may commit this step."""
         # Who said goodbye counts as well: it may be back before the step is over, on the other side of a cut.
         majority = 2 * len(roster.group.intersection(peers)) > len(roster.group) or not roster.group
-        return len(peers) >= self.terms.quorum and (majority or self.terms.on_partition == "fork")
+        n_trainers = sum(self._trains(peer, roster) for peer in peers)
+        return n_trainers >= self.terms.quorum and (majority or self.terms.on_partition == "fork")
+
+    def _trains(self, peer: str, roster: Roster) -> bool:
+        if peer == self.terms.peer:
+            return self.terms.trains
+        return self.readies[peer].trains if peer in self.readies else roster.trains(peer)
 
     def elected(self, roster: Roster, now: float) -> str:
         """Who leads this attempt by the hash order."""
@@ -176,11 +184,15 @@ class Step:
 
     @property
     def contributes(self) -> bool:
-        """Whether the contribution that the plan counts is here: a peer that came back may have none, or another."""
+        """Whether what the plan counts of this peer is here: one that came back may have no contribution, or another.
+
+        True of an auxiliary peer as well, of which it counts none.
+        """
         descriptor = self.descriptor
         if descriptor is None or self.own is None or self.terms.peer not in descriptor.peers:
             return False
-        return descriptor.members[descriptor.peers.index(self.terms.peer)].weight == self.own.weight
+        entry = descriptor.members[descriptor.peers.index(self.terms.peer)]
+        return (entry.weight, entry.trains) == (self.own.weight, self.terms.trains)
 
     def collecting(self) -> list[int]:
         """Shards that this peer has to reduce and has not."""

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from runtime.averaging.shards import shard_bounds, shard_parts
+from runtime.averaging.shards import Link, shard_bounds, shard_parts
 
 
 @settings(deadline=None, max_examples=300)
@@ -34,32 +34,68 @@ def test_bounds_of_a_small_vector_by_hand() -> None:
     assert shard_bounds(3, [1, 1, 1, 1], 4)[0] == (0, 3)
 
 
-def slowest_s(parts: Sequence[float], rates: Sequence[float]) -> float:
-    return max((1 + (len(rates) - 2) * part) / rate for part, rate in zip(parts, rates, strict=True))
+def passes(links: Sequence[Link], index: int, part: float) -> tuple[float, float]:
+    """Vectors that a member sends and receives which reduces this part: counted share by share and result by result."""
+    link, others = links[index], [link for at, link in enumerate(links) if at != index]
+    shares_out = (1 - part) * link.trains
+    results_out = part * len(others)
+    shares_in = part * sum(other.trains for other in others)
+    results_in = 1 - part
+    return shares_out + results_out, shares_in + results_in
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.floats(0.01, 100.0), min_size=2, max_size=9), st.data())
-def test_the_parts_are_those_of_the_linear_program(rates: list[float], data: st.DataObject) -> None:
-    n = len(rates)
-    able = data.draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(any))
-    parts = shard_parts([rate if one else None for rate, one in zip(rates, able, strict=True)])
+def slowest_s(parts: Sequence[float], links: Sequence[Link]) -> float:
+    times = []
+    for index, (part, link) in enumerate(zip(parts, links, strict=True)):
+        up, down = passes(links, index, part)
+        times.append(max(up / link.up, down / link.down))
+    return max(times)
+
+
+RATES = st.floats(0.01, 100.0)
+LINKS = st.lists(st.builds(Link, RATES, RATES, st.booleans(), st.booleans()), min_size=2, max_size=9)
+
+
+@settings(deadline=None, max_examples=300)
+@given(LINKS.filter(lambda links: sum(one.trains for one in links) >= 2 and any(one.reduces for one in links)))
+def test_the_parts_are_those_of_the_linear_program(links: list[Link]) -> None:
+    n = len(links)
+    parts = shard_parts(links)
     assert sum(parts) == pytest.approx(1.0)
-    assert all(part >= 0 and (one or part == 0) for part, one in zip(parts, able, strict=True))
-    # minimise T over (x, T): 1 + (n - 2) x_i <= T r_i, sum x = 1, x_i = 0 for those who are not able.
+    assert all(part >= 0 and (link.reduces or part == 0) for part, link in zip(parts, links, strict=True))
+    # minimise T over (x, T): what each sends and receives, linear in its x, <= T times its rate; sum x = 1.
+    rows, room = [], []
+    for index, link in enumerate(links):
+        for way, rate in ((0, link.up), (1, link.down)):
+            still = passes(links, index, 0.0)[way]
+            slope = passes(links, index, 1.0)[way] - still
+            rows.append([slope * (index == at) for at in range(n)] + [-rate])
+            room.append(-still)
     least = linprog(
         [0.0] * n + [1.0],
-        A_ub=[[(n - 2.0) * (i == j) for j in range(n)] + [-rates[i]] for i in range(n)],
-        b_ub=[-1.0] * n,
+        A_ub=rows,
+        b_ub=room,
         A_eq=[[1.0] * n + [0.0]],
         b_eq=[1.0],
-        bounds=[(0, None) if one else (0, 0) for one in able] + [(0, None)],
+        bounds=[(0, None) if link.reduces else (0, 0) for link in links] + [(0, None)],
     )
-    assert slowest_s(parts, rates) == pytest.approx(least.fun, rel=1e-6)
+    assert slowest_s(parts, links) == pytest.approx(least.fun, rel=1e-6)
 
 
 def test_a_member_with_a_slow_link_reduces_nothing_and_equal_ones_share_alike() -> None:
-    assert shard_parts([10.0, 10.0, 10.0, 1.0]) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])
-    assert shard_parts([5.0] * 4) == pytest.approx([0.25] * 4)
-    assert shard_parts([None, 5.0, None]) == [0.0, 1.0, 0.0]
-    assert shard_parts([None, None]) == [0.5, 0.5]
+    fast, slow = Link(10.0, 10.0), Link(1.0, 1.0)
+    assert shard_parts([fast, fast, fast, slow]) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])
+    assert shard_parts([fast] * 4) == pytest.approx([0.25] * 4)
+    nowhere = Link(10.0, 10.0, reduces=False)
+    assert shard_parts([nowhere, fast, nowhere]) == [0.0, 1.0, 0.0]
+    assert shard_parts([nowhere, nowhere]) == [0.5, 0.5]
+
+
+def test_an_auxiliary_peer_takes_the_reducing_off_those_with_slow_uploads() -> None:
+    home, rented = Link(1.0, 10.0), Link(100.0, 100.0, trains=False)
+    parts = shard_parts([home, home, home, rented])
+    assert parts == pytest.approx([0.0, 0.0, 0.0, 1.0], abs=1e-9)
+    assert slowest_s(parts, [home, home, home, rented]) == pytest.approx(1.0), (
+        "each sends its contribution, and no more"
+    )
+    assert slowest_s(shard_parts([home] * 3), [home] * 3) == pytest.approx(4 / 3)

@@ -146,3 +146,23 @@ def test_an_opener_that_starts_again_joins_those_who_went_on_without_it(tmp_path
         assert joined > before.outer_step
         together = takes_part(second, after, joined)["outer_step"]
         assert_equal_steps([second, after], joined + 1, together)
+
+
+def test_an_auxiliary_peer_reduces_for_the_others_and_is_with_them_to_the_end(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        first, invite = made.start(outer_steps=12, quorum=2, options=("--inner-step-s", "0.2"))
+        auxiliary = made.join("auxiliary", invite, "--auxiliary", "--upload", "50", "--download", "50")
+        auxiliary.wait_for("joined")
+        other = made.join("other", invite, "--inner-step-s", "0.2")
+        both = {first.id, other.id}
+        reduced = auxiliary.wait_for(
+            "round_began", lambda event: {*both, auxiliary.id} == set(event["members"]) and event["outer_step"] < 12
+        )
+        assert auxiliary.id in reduced["reducers"]
+        step = reduced["outer_step"]
+        committed = auxiliary.wait_for("outer_step_committed", lambda event: event["outer_step"] == step)
+        assert set(committed["members"]) == both, "who only reduces contributes nothing"
+        assert committed["live"] == 2
+        for peer in (first, auxiliary, other):
+            assert peer.wait_for_exit() == 0
+        assert first.commits()[12] == auxiliary.commits()[12] == other.commits()[12]
