@@ -228,3 +228,25 @@ def test_a_download_from_a_member_that_freezes_is_given_up_and_begun_with_anothe
 
     swarm = simulate(seed, scenario, last_outer_step=40)
     assert "d" in swarm.steps[40]
+
+
+def test_a_member_that_never_sends_its_shares_costs_a_deadline_and_is_told_of() -> None:
+    async def mute(swarm: Swarm) -> None:
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0)
+        silent = swarm.start("silent")
+
+        async def nothing(*args: object) -> None:
+            """Says that it is ready, holds its tongue, and takes what the others send."""
+
+        silent.averager._transfers.push = nothing  # type: ignore[method-assign]
+        began = swarm.loop.time()
+        await swarm.finish(600)
+        strikes = [line for line in swarm.story if "strike" in line and "nothing came of its share" in line]
+        assert strikes
+        assert all("'member': 'silent'" in line for line in strikes), strikes
+        assert all(silent.peer not in swarm.participation[step] for step in range(2, LAST + 1))
+        # A phase of up to 2.6 s, and half a phase of waiting for what does not come; the first waits are unlearnt.
+        assert swarm.loop.time() - began < 30.0 + LAST * (2.6 + 0.5 * 2.6 + 1.0)
+
+    simulate(0, mute, last_outer_step=LAST, quorum=2)

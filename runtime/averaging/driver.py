@@ -98,7 +98,9 @@ class Averager:
         self._caps, self._report, self._committed, self._abandoned = caps, report, committed, abandoned
         self._results, self._feedback = Results(identity.peer, quorum), Feedback()
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
-        self._exchange = Exchange(transport, self._results, self._on_moved, self._spawn, self.strike, report)
+        self._exchange = Exchange(
+            transport, self._results, self._on_moved, self._spawn, self.strike, report, self._silent
+        )
         self._transfers = self._exchange.transfers
         self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
         self._joining = Joining(
@@ -134,6 +136,11 @@ class Averager:
 
     def strike(self, peer: str, reason: str) -> None:
         self._report("strike", member=peer, reason=reason)
+
+    def _silent(self, peer: str, reason: str) -> None:
+        """A strike unless the peer itself is gone: its links say that sooner or later."""
+        if peer in self._mesh.members():
+            self.strike(peer, reason)
 
     async def run(self) -> None:
         """Take part until the run's last outer step is committed here and everyone else had time to have it too."""
@@ -237,6 +244,8 @@ class Averager:
                 result = self._results.result(shard, self.machine.held(shard))
                 self._exchange.send_result(descriptor, shard, result, to)
             case events.Reduce(descriptor, shard, contributors):
+                for peer in self._results.silent(shard, contributors):
+                    self._silent(peer, f"nothing came of its share of shard {shard}")
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
             case events.Fetch():

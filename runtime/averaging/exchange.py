@@ -4,16 +4,20 @@ All of it overlaps, chunk by chunk: a share is encoded as it is sent; a reducer 
 sends the mean on while the rest is still under way; a result is decoded as it comes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from peers.errors import PeerError
+from peers.errors import PeerError, ProtocolViolation
 from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.messages import Descriptor
 from runtime.averaging.payload import Dropped, Payload
 from runtime.averaging.results import Result, Results
 from runtime.averaging.transfer import Kind, Transfers
+
+# Beyond this nobody has been cut off that often within a round.
+MOST_AGAIN = 3
 
 
 class Exchange:
@@ -23,6 +27,7 @@ class Exchange:
         happened: called with what is to be told to the round.
         spawn: runs a coroutine beside the rounds until it ends or a peer is lost.
         report: called with an event's name and fields, for the log.
+        silent: as ``Transfers`` has it.
     """
 
     def __init__(
@@ -33,19 +38,21 @@ class Exchange:
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
         strike: Callable[[str, str], None],
         report: Callable[..., None],
+        silent: Callable[[str, str], None],
     ) -> None:
-        self.transfers = Transfers(transport, self._room, self._on_grown, results.piece, strike)
+        self.transfers = Transfers(transport, self._room, self._on_grown, results.piece, strike, silent)
         self._peer, self._results = transport.peer, results
         self._happened, self._spawn, self._report = happened, spawn, report
         self._descriptor: Descriptor | None = None
         self._incoming: dict[tuple[str, Kind, int], Payload] = {}
+        self._again: Counter[tuple[str, Kind, int]] = Counter()
         self._pushed: dict[tuple[str, int], Result] = {}
         """By peer and shard, the result that was or is being sent."""
 
     def follow(self, descriptor: Descriptor) -> None:
         """Take what belongs to this descriptor's plan from now on."""
         if not self._results.follows(descriptor.plan_id):
-            self._incoming, self._pushed = {}, {}
+            self._incoming, self._pushed, self._again = {}, {}, Counter()
         self._descriptor = descriptor
         self._results.follow(descriptor)
         self.transfers.follow(descriptor.plan_id)
@@ -103,7 +110,13 @@ class Exchange:
         self._happened(events.FetchFailed(plan_id, shard, wanted.digest))
 
     def _room(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> Payload | None:
-        if not self._results.wants(sender, kind, plan_id, shard):
+        if not self._results.follows(plan_id):
+            return None
+        if not self._results.lacks(sender, kind, shard):
+            # Whoever was cut off sends once more what it does not know to have come.
+            self._again[sender, kind, shard] += 1
+            if self._again[sender, kind, shard] > MOST_AGAIN:
+                raise ProtocolViolation(sender, f"sends shard {shard} again and again")
             return None
         if known := self._incoming.get((sender, kind, shard)):
             # The sender begins again: what it broke off is not completed any more.

@@ -21,6 +21,10 @@ MOST_WINDOW_BYTES = 16 << 20
 STALL_S = 20.0
 
 
+class Stalled(StreamClosed):
+    """The other end keeps the stream open, and nothing moves on it."""
+
+
 class Window:
     """How many bytes one sender may have under way: it doubles while acknowledgements come quickly (as TCP's slow
     start), and follows the measured delay down when they do not. Delays are over the least one seen, the path's own.
@@ -85,7 +89,7 @@ async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], 
         async with asyncio.timeout(STALL_S):
             await stream.receive(1)
     except TimeoutError:
-        raise StreamClosed(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
+        raise Stalled(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
     n_bytes, sent_at = under_way.popleft()
     window.acknowledged(n_bytes, asyncio.get_running_loop().time() - sent_at)
     return n_bytes
@@ -99,15 +103,15 @@ async def receive_payload(
 ) -> None:
     """Receive what ``send_payload`` sends, into the payload; ``grown`` is called after each frame.
 
-    Raises: StreamClosed if it ends early; Dropped; ProtocolViolation if a frame is empty, goes past the end, or is not
-        what the payload has to be.
+    Raises: StreamClosed if it ends early; Stalled; Dropped; ProtocolViolation if a frame is empty, goes past the end,
+        or is not what the payload has to be.
     """
     while not payload.complete:
         try:
             async with asyncio.timeout(STALL_S):
                 n_bytes = await stream.receive_into(payload.view[payload.n_ready :][:MOST_FRAME_BYTES])
         except TimeoutError:
-            raise StreamClosed(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
+            raise Stalled(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
         if not n_bytes:
             raise ProtocolViolation(stream.peer, "an empty frame")
         if payload.dropped:

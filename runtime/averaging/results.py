@@ -6,6 +6,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from peers.errors import ProtocolViolation
 from runtime.averaging.codecs.base import CHUNK, Codec, chunk_range, decode_vector, vector_bytes
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.messages import Commit, Descriptor
@@ -128,19 +129,30 @@ class Results:
         self._descriptor, self.own_P = None, None
         self._drop()
 
-    def wants(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> bool:
-        """Whether this may come from ``sender`` now: it is of the plan, and has not come before."""
+    def lacks(self, sender: str, kind: Kind, shard: int) -> bool:
+        """Whether this has not come from ``sender`` before, under the plan that is followed.
+
+        Raises: ProtocolViolation if the plan has no such thing of it.
+        """
         descriptor = self._descriptor
-        if descriptor is None or not self.follows(plan_id) or shard >= descriptor.n_shards:
-            return False
-        if sender not in descriptor.peers:
-            return False
-        index = descriptor.peers.index(sender)
+        assert descriptor is not None
+        index = descriptor.peers.index(sender) if sender in descriptor.peers else None
+        if index is None or shard >= descriptor.n_shards:
+            raise ProtocolViolation(sender, f"sends shard {shard} of a plan that has no such shard of it")
         if kind is Kind.RESULT:
             # Each member may come to be the shard's reducer, once.
             return (shard, sender) not in self._makers
+        if index not in descriptor.trainers:
+            raise ProtocolViolation(sender, "sends a share and trains nothing")
         known = self._shares.get(shard, {}).get(index)
-        return index in descriptor.trainers and (known is None or not known.complete)
+        return known is None or not known.complete
+
+    def silent(self, shard: int, contributors: tuple[int, ...]) -> list[str]:
+        """Those that the plan counts on and these are without, and of whose share not a byte has come."""
+        assert self._descriptor is not None
+        shares = self._shares.get(shard, {})
+        late = set(self._descriptor.trainers).difference(contributors)
+        return [self._descriptor.peers[index] for index in sorted(late) if index not in shares]
 
     def follows(self, plan_id: bytes) -> bool:
         return self._descriptor is not None and self._descriptor.plan_id == plan_id

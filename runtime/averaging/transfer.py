@@ -14,7 +14,7 @@ from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import FRAME_HEADER_BYTES, Stream, Transport
 from peers.wire import Codec, Digest
 from runtime.averaging.messages import MAX_MEMBERS
-from runtime.averaging.pacing import receive_payload, send_payload
+from runtime.averaging.pacing import Stalled, receive_payload, send_payload
 from runtime.averaging.payload import Dropped, Payload
 from runtime.averaging.rates import Meter
 
@@ -51,9 +51,11 @@ class Transfers:
     """Sends and receives the bulk of the rounds of one peer.
 
     Args:
-        room: for a sender, kind, plan and shard, where its bytes go, None if nothing may come.
+        room: for a sender, kind, plan and shard, where its bytes go, None if they are here already; raises
+            ProtocolViolation if they are none that it could have.
         grown: called with sender, kind, plan, shard and payload as more of it comes.
         piece: the result with this digest, None if it is not held.
+        silent: called with a peer and words for what it does not send; it may be as good as dead.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Transfers:
         grown: Callable[[str, Kind, bytes, int, Payload], None],
         piece: Callable[[bytes], Payload | None],
         strike: Callable[[str, str], None],
+        silent: Callable[[str, str], None],
     ) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
@@ -70,7 +73,7 @@ class Transfers:
         self.sending = 0
         """Shares, results and pieces that are on their way to others."""
         self._transport, self._room, self._grown = transport, room, grown
-        self._piece, self._strike = piece, strike
+        self._piece, self._strike, self._silent = piece, strike, silent
         self._serving: dict[str, int] = {}
         self._plan: bytes | None = None
         self._past: dict[bytes, None] = {}
@@ -178,6 +181,10 @@ class Transfers:
                 raise ProtocolViolation(stream.peer, f"announces {header.n_bytes} bytes where {due} were due")
             what = (stream.peer, kind, header.plan_id, header.shard, payload)
             await receive_payload(stream, payload, lambda: self._grown(*what), self._received)
+        except Stalled as error:
+            # A result comes as it is made, and waits for others; a share is all there before it is sent.
+            if kind is Kind.CONTRIBUTION:
+                self._silent(stream.peer, f"{error.reason} of its share of shard {header.shard}")
         finally:
             if not payload.complete:
                 payload.drop()

@@ -4,6 +4,7 @@ from lone_round import plan_of
 from plain import result_digest
 from round_table import N_ELEMENTS, sha
 
+from peers.errors import ProtocolViolation
 from runtime.averaging.codecs.base import encode_vector, vector_bytes
 from runtime.averaging.codecs.registry import CODECS
 from runtime.averaging.messages import Commit, Descriptor
@@ -92,29 +93,39 @@ def test_a_reduction_that_has_all_shares_after_all_stands() -> None:
 
 def test_only_what_the_plan_needs_may_come() -> None:
     results = buffers()
-    assert results.wants("peer-b", Kind.CONTRIBUTION, PLAN.plan_id, 0)
-    assert not results.wants("peer-x", Kind.CONTRIBUTION, PLAN.plan_id, 0)
-    assert not results.wants("peer-b", Kind.CONTRIBUTION, sha("other plan"), 0)
-    assert not results.wants("peer-b", Kind.CONTRIBUTION, PLAN.plan_id, 3)
+    assert results.lacks("peer-b", Kind.CONTRIBUTION, 0)
+    assert not results.follows(sha("other plan"))
+    for sender, shard in (("peer-x", 0), ("peer-b", 3)):
+        with pytest.raises(ProtocolViolation):
+            results.lacks(sender, Kind.CONTRIBUTION, shard)
     room = results.share_from("peer-b", 0)
     assert len(room.view) == vector_bytes(INT8, elements(0))
-    assert results.wants("peer-b", Kind.CONTRIBUTION, PLAN.plan_id, 0), "it may begin again if it breaks off"
+    assert results.lacks("peer-b", Kind.CONTRIBUTION, 0), "it may begin again if it breaks off"
     take(room, bytes(len(room.view)))
-    assert not results.wants("peer-b", Kind.CONTRIBUTION, PLAN.plan_id, 0)
-    assert not Results("peer-a", 1).wants("peer-b", Kind.RESULT, PLAN.plan_id, 0)
+    assert not results.lacks("peer-b", Kind.CONTRIBUTION, 0)
+    assert not Results("peer-a", 1).follows(PLAN.plan_id)
+
+
+def test_who_sends_nothing_is_known_from_who_is_late() -> None:
+    results = buffers()
+    results.collect(0)
+    take_share(results, "peer-b", 0, buffers("peer-b"))
+    assert results.silent(0, (0, 1)) == ["peer-c"]
+    results.share_from("peer-c", 0)
+    assert results.silent(0, (0, 1)) == []
 
 
 def test_results_of_one_shard_cannot_fill_the_memory() -> None:
     results = buffers()
     taken = 0
     for value in range(100):
-        if not results.wants("peer-c", Kind.RESULT, PLAN.plan_id, 1):
+        if not results.lacks("peer-c", Kind.RESULT, 1):
             break
         take_result(results, 1, result(1, value=1.0 + value), "peer-c")
         taken += 1
     assert taken == 1
     # The honest one still has its turn, and its result is what counts if it is committed.
-    assert results.wants("peer-b", Kind.RESULT, PLAN.plan_id, 1)
+    assert results.lacks("peer-b", Kind.RESULT, 1)
     good = take_result(results, 1, result(1, value=7.0), "peer-b")
     digests = (take_result(results, 0, result(0), None), good, take_result(results, 2, result(2), None))
     mean_P, _ = results.mean(Commit(PLAN, digests))
