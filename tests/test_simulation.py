@@ -239,7 +239,7 @@ def test_a_member_that_never_sends_its_shares_costs_a_deadline_and_is_told_of() 
         async def nothing(*args: object) -> None:
             """Says that it is ready, holds its tongue, and takes what the others send."""
 
-        silent.averager._transfers.push = nothing  # type: ignore[method-assign]
+        silent.averager._transfers.push = nothing  # type: ignore[method-assign, assignment]
         began = swarm.loop.time()
         await swarm.finish(600)
         strikes = [line for line in swarm.story if "strike" in line and "nothing came of its share" in line]

@@ -74,11 +74,14 @@ class Exchange:
 
     def lost(self, peer: str) -> None:
         """The peer is gone: if it comes back it may need again what was sent to it."""
+        self.transfers.lost(peer)
         self._pushed = {known: result for known, result in self._pushed.items() if known[0] != peer}
 
     async def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, payload: Payload) -> None:
         try:
-            await self.transfers.push(to, kind, descriptor.plan_id, shard, payload)
+            # All shares first, each to another neighbour at a time, then results in the same way.
+            rank = descriptor.turn(self._peer, to) + (len(descriptor.peers) if kind is Kind.RESULT else 0)
+            await self.transfers.push(to, kind, descriptor.plan_id, shard, payload, rank)
         except Dropped:
             return
         except PeerError as error:

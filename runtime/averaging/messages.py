@@ -75,6 +75,10 @@ class Descriptor:
         """Those who contribute."""
         return tuple(index for index, entry in enumerate(self.members) if entry.trains)
 
+    def turn(self, sender: str, to: str) -> int:
+        """When a member sends to another: each to its next neighbour first, so that no two meet at a third."""
+        return (self.peers.index(to) - self.peers.index(sender)) % len(self.members)
+
     @property
     def n_shards(self) -> int:
         return len(self.reducers)

@@ -1,9 +1,14 @@
 """Sends and receives what is long so that control messages, which share the link with it, never wait long behind it.
 
-Frames are acknowledged, and what is under way unacknowledged is kept to what the path carries in ``QUEUE_S``.
+Frames are acknowledged with the time at which they came, and what is under way unacknowledged is kept to what its path
+carries in ``QUEUE_S``. Of all that a peer has to send, what comes first in the round's order goes first.
 """
 
 import asyncio
+import bisect
+import itertools
+import math
+import struct
 from collections import deque
 from collections.abc import Callable
 
@@ -15,10 +20,14 @@ from runtime.averaging.payload import Dropped, Payload
 # sake of the processor.
 LEAST_FRAME_BYTES, MOST_FRAME_BYTES = 1 << 14, 1 << 20
 # The delay that bulk may add to a path's own: below it the window grows, above it shrinks.
-QUEUE_S = 0.15
-MOST_WINDOW_BYTES = 16 << 20
+QUEUE_S = 0.1
+LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
+# The least delay of a path is looked for anew after so long: paths change.
+FORGET_S = 30.0
 # A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
 STALL_S = 20.0
+# An acknowledgement: when the frame came, by the receiver's own clock.
+STAMP = struct.Struct("!d")
 
 
 class Stalled(StreamClosed):
@@ -26,73 +35,170 @@ class Stalled(StreamClosed):
 
 
 class Window:
-    """How many bytes one sender may have under way: it doubles while acknowledgements come quickly (as TCP's slow
-    start), and follows the measured delay down when they do not. Delays are over the least one seen, the path's own.
+    """How many bytes one peer may have under way to another, on all streams together.
+
+    It doubles in each round trip up to the first queue (as TCP's slow start); from then on it grows by a step and
+    shrinks by a part, so that several who send to one end up alike (AIMD). The queue is how much longer a frame takes
+    to get there than the quickest did (as LEDBAT, RFC 6817): the two clocks need not agree, and what the way back is
+    busy with does not count. It outlives a stream: a path that is known is used at once.
     """
 
     def __init__(self) -> None:
         self.n_bytes = LEAST_FRAME_BYTES
-        self._least_s = float("inf")
+        self.under_way = self._most = 0
+        self._least_s, self._least_until = math.inf, 0.0
+        self._seen_queue = False
+        self._hold_until = 0.0
 
     @property
-    def frame_bytes(self) -> int:
-        return min(max(self.n_bytes // 8, LEAST_FRAME_BYTES), MOST_FRAME_BYTES)
+    def room(self) -> int:
+        """How long a frame may be sent now; 0 if none may."""
+        left = self.n_bytes - self.under_way
+        if left < LEAST_FRAME_BYTES and self.under_way:
+            return 0
+        return min(left, max(self.n_bytes // 8, LEAST_FRAME_BYTES), MOST_FRAME_BYTES)
 
-    def acknowledged(self, n_bytes: int, delay_s: float) -> None:
-        self._least_s = min(self._least_s, delay_s)
-        queued_s = delay_s - self._least_s
+    def sent(self, n_bytes: int, now: float) -> None:
+        if not self.under_way and now >= self._least_until:
+            self._least_s, self._least_until = math.inf, now + FORGET_S
+        self.under_way += n_bytes
+        self._most = max(self._most, self.under_way)
+
+    def acknowledged(self, n_bytes: int, passage_s: float, now: float) -> None:
+        """A frame took so long to get there, by two clocks."""
+        self._least_s = min(self._least_s, passage_s)
+        queued_s = passage_s - self._least_s
         if queued_s < QUEUE_S:
-            self.n_bytes = min(self.n_bytes + n_bytes, MOST_WINDOW_BYTES)
-        elif queued_s > 2 * QUEUE_S:
-            self.n_bytes = max(round(self.n_bytes * max(0.5, 2 * QUEUE_S / queued_s)), LEAST_FRAME_BYTES)
+            more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
+            # Only what is used is known to be good.
+            self.n_bytes = max(self.n_bytes, min(self.n_bytes + round(more), 2 * self._most, MOST_WINDOW_BYTES))
+        elif now >= self._hold_until:
+            # Until what is under way has passed, the queue is the old one.
+            self._seen_queue, self._hold_until = True, now + queued_s
+            part = min(max(QUEUE_S / queued_s, 0.5), 0.85)
+            self.n_bytes = max(round(self.n_bytes * part), LEAST_WINDOW_BYTES)
+        self.over(n_bytes)
+
+    def over(self, n_bytes: int) -> None:
+        """So much is not under way any more."""
+        self.under_way -= n_bytes
+        if not self.under_way:
+            self._most = 0
+
+
+class Uplink:
+    """All that one peer sends to others, and whose turn it is.
+
+    Of the payloads that can be sent the one with the lowest rank goes first, and the next when that one is held up, by
+    its path or because more of it has to come to be. So a peer sends to one other at a time, and where all keep to the
+    order of a round each receives from one: links are full, and no two senders meet at a third one's.
+    """
+
+    def __init__(self) -> None:
+        self._windows: dict[str, Window] = {}
+        self._waiting: list[tuple[int, int, str, asyncio.Future[None]]] = []
+        """In the order of their ranks."""
+        self._numbers = itertools.count()
+
+    def window(self, peer: str) -> Window:
+        return self._windows.setdefault(peer, Window())
+
+    def forget(self, peer: str) -> None:
+        """It is gone, and its clock with it."""
+        self._windows.pop(peer, None)
+
+    async def turn(self, peer: str, rank: int) -> int:
+        """Wait for the turn of a payload; how many bytes of it may be sent now."""
+        window = self.window(peer)
+        while not (room := window.room) or any(
+            other < rank and self.window(to).room for other, _, to, _ in self._waiting
+        ):
+            entry = (rank, next(self._numbers), peer, asyncio.get_running_loop().create_future())
+            bisect.insort(self._waiting, entry)
+            self.look()
+            try:
+                await entry[-1]
+            finally:
+                self._waiting.remove(entry)
+        return room
+
+    def look(self) -> None:
+        """There is room, or somebody does not need it: wake the first who can send."""
+        for _, _, peer, future in self._waiting:
+            if not future.done() and self.window(peer).room:
+                future.set_result(None)
+                return
 
 
 async def send_payload(
     stream: Stream,
     payload: Payload,
+    uplink: Uplink,
+    rank: int = 0,
+    *,
     count: Callable[[int], None] = lambda n_bytes: None,
     arrived: Callable[[int], None] = lambda n_bytes: None,
 ) -> None:
-    """Send a payload as it comes to be, paced by acknowledgements.
+    """Send a payload as it comes to be, when it is its turn.
 
     ``count`` is told what each frame takes as it is sent, ``arrived`` as it is acknowledged.
 
     Returns when all of it is acknowledged: the stream may be closed then without cutting what is under way.
 
-    Raises: StreamClosed; Dropped if the payload is.
+    Raises: StreamClosed; Stalled; Dropped if the payload is.
     """
-    loop, window = asyncio.get_running_loop(), Window()
+    loop, window = asyncio.get_running_loop(), uplink.window(stream.peer)
     under_way: deque[tuple[int, float]] = deque()
-    sent, acknowledged = 0, 0
-    while sent < len(payload.view):
-        while under_way and sent - acknowledged + LEAST_FRAME_BYTES > window.n_bytes:
-            acknowledged += (n_bytes := await _acknowledgement(stream, under_way, window))
+
+    async def acknowledgements() -> None:
+        left = len(payload.view)
+        while left:
+            came_at = await _acknowledgement(stream, under_way)
+            n_bytes, sent_at = under_way.popleft()
+            left -= n_bytes
+            window.acknowledged(n_bytes, came_at - sent_at, loop.time())
+            uplink.look()
             arrived(n_bytes)
-        wanted = min(window.frame_bytes, len(payload.view) - sent, max(window.n_bytes - (sent - acknowledged), 1))
-        if not payload.has(sent + 1):
-            await payload.until(sent + 1)
-        # What is here of it: the rest may take as long as another member's link.
-        frame = payload.view[sent : min(sent + wanted, payload.n_ready)]
-        under_way.append((len(frame), loop.time()))
-        sent += len(frame)
-        await stream.send(frame)
-        count(FRAME_HEADER_BYTES + len(frame))
-        if payload.dropped:
-            raise Dropped
-    while under_way:
-        arrived(await _acknowledgement(stream, under_way, window))
 
-
-async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]], window: Window) -> int:
-    """Wait for the oldest frame's; its length."""
     try:
-        async with asyncio.timeout(STALL_S):
-            await stream.receive(1)
-    except TimeoutError:
-        raise Stalled(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
-    n_bytes, sent_at = under_way.popleft()
-    window.acknowledged(n_bytes, asyncio.get_running_loop().time() - sent_at)
-    return n_bytes
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(acknowledgements())
+            sent = 0
+            while sent < len(payload.view):
+                if not payload.has(sent + 1):
+                    uplink.look()
+                    await payload.until(sent + 1)
+                room = await uplink.turn(stream.peer, rank)
+                if payload.dropped:
+                    raise Dropped
+                # What is here of it: the rest may take as long as another member's link.
+                frame = payload.view[sent : min(sent + room, payload.n_ready)]
+                under_way.append((len(frame), loop.time()))
+                window.sent(len(frame), loop.time())
+                sent += len(frame)
+                await stream.send(frame)
+                count(FRAME_HEADER_BYTES + len(frame))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        window.over(sum(n_bytes for n_bytes, _ in under_way))
+        uplink.look()
+
+
+async def _acknowledgement(stream: Stream, under_way: deque[tuple[int, float]]) -> float:
+    """Wait for the next frame's; when it came there."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            async with asyncio.timeout(STALL_S):
+                came_at: float = STAMP.unpack(await receive_exactly(stream, STAMP.size))[0]
+        except TimeoutError:
+            if under_way and loop.time() - under_way[0][1] >= STALL_S:
+                raise Stalled(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
+            continue
+        if not under_way or not math.isfinite(came_at):
+            raise ProtocolViolation(stream.peer, "an acknowledgement of nothing")
+        return came_at
 
 
 async def receive_payload(
@@ -122,4 +228,12 @@ async def receive_payload(
             raise ProtocolViolation(stream.peer, str(error)) from None
         count(FRAME_HEADER_BYTES + n_bytes)
         grown()
-        await stream.send(b"\0")
+        await stream.send(STAMP.pack(asyncio.get_running_loop().time()))
+
+
+async def receive_exactly(stream: Stream, n_bytes: int) -> bytes:
+    """The next frame. Raises: ProtocolViolation if it has another length; as ``Stream.receive``."""
+    frame = await stream.receive(n_bytes)
+    if len(frame) != n_bytes:
+        raise ProtocolViolation(stream.peer, f"a frame of {len(frame)} bytes where {n_bytes} were due")
+    return frame

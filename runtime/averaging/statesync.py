@@ -13,7 +13,7 @@ from peers.errors import PeerError, ProtocolViolation, StreamClosed
 from peers.transport import Stream, Transport
 from peers.wire import Codec, Digest, Length, PeerId
 from runtime.averaging.messages import MAX_MEMBERS
-from runtime.averaging.pacing import receive_payload, send_payload
+from runtime.averaging.pacing import Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
 
 STATE_PROTOCOL = "atoll-state-1"
@@ -194,9 +194,11 @@ class StateSync:
                 claim, anchor_P, momentum_P = snapshot
                 await stream.send(STATE.encode(claim))
                 self.serving += 1
+                uplink = Uplink()
                 try:
                     for vector_P in (anchor_P, momentum_P):
-                        await send_payload(stream, Payload.of(vector_P.numpy().data.cast("B")), self._count)
+                        payload = Payload.of(vector_P.numpy().data.cast("B"))
+                        await send_payload(stream, payload, uplink, count=self._count)
                 finally:
                     self.serving -= 1
             else:

@@ -14,7 +14,7 @@ from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import FRAME_HEADER_BYTES, Stream, Transport
 from peers.wire import Codec, Digest
 from runtime.averaging.messages import MAX_MEMBERS
-from runtime.averaging.pacing import Stalled, receive_payload, send_payload
+from runtime.averaging.pacing import Stalled, Uplink, receive_exactly, receive_payload, send_payload
 from runtime.averaging.payload import Dropped, Payload
 from runtime.averaging.rates import Meter
 
@@ -75,6 +75,7 @@ class Transfers:
         self._transport, self._room, self._grown = transport, room, grown
         self._piece, self._strike, self._silent = piece, strike, silent
         self._serving: dict[str, int] = {}
+        self._uplink = Uplink()
         self._plan: bytes | None = None
         self._past: dict[bytes, None] = {}
         self._plan_changed = asyncio.Event()
@@ -94,8 +95,11 @@ class Transfers:
         self._plan_changed.set()
         self._plan_changed = asyncio.Event()
 
-    async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload) -> None:
-        """Send one share or result, as far as it is there and then as it comes to be.
+    def lost(self, peer: str) -> None:
+        self._uplink.forget(peer)
+
+    async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload, rank: int) -> None:
+        """Send one share or result, as far as it is there and then as it comes to be; the lowest rank goes first.
 
         Raises: PeerError if the peer cannot be reached or goes away; Dropped if the payload is.
         """
@@ -104,7 +108,7 @@ class Transfers:
             header = HEADER.encode(Push(kind, plan_id, shard, len(payload.view)))
             await stream.send(header)
             self._sent(FRAME_HEADER_BYTES + len(header))
-            await self._send(stream, payload)
+            await self._send(stream, payload, rank)
         finally:
             stream.close()
 
@@ -117,17 +121,17 @@ class Transfers:
         try:
             await stream.send(digest)
             async with asyncio.timeout(ANSWER_S):
-                (n_bytes,) = struct.unpack("!Q", await _exactly(stream, 8))
+                (n_bytes,) = struct.unpack("!Q", await receive_exactly(stream, 8))
             if n_bytes != len(payload.view):
                 raise ProtocolViolation(peer, f"a piece of {n_bytes} bytes where {len(payload.view)} were due")
             await receive_payload(stream, payload, count=self._received)
         finally:
             stream.close()
 
-    async def _send(self, stream: Stream, payload: Payload) -> None:
+    async def _send(self, stream: Stream, payload: Payload, rank: int) -> None:
         self.sending += 1
         try:
-            await send_payload(stream, payload, self._sent, self._arrived)
+            await send_payload(stream, payload, self._uplink, rank, count=self._sent, arrived=self._arrived)
         finally:
             self.sending -= 1
 
@@ -200,16 +204,10 @@ class Transfers:
         return plan_id == self._plan
 
     async def _give_piece(self, stream: Stream) -> None:
-        piece = self._piece(await _exactly(stream, 32))
+        piece = self._piece(await receive_exactly(stream, 32))
         if piece is None:
             return
         await stream.send(struct.pack("!Q", len(piece.view)))
         self._sent(FRAME_HEADER_BYTES + 8)
-        await self._send(stream, piece)
-
-
-async def _exactly(stream: Stream, n_bytes: int) -> bytes:
-    frame = await stream.receive(n_bytes)
-    if len(frame) != n_bytes:
-        raise ProtocolViolation(stream.peer, f"a frame of {len(frame)} bytes where {n_bytes} were due")
-    return frame
+        # Before all else: whoever fetches has nothing else to wait for.
+        await self._send(stream, piece, rank=-1)

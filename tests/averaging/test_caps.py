@@ -9,7 +9,7 @@ from virtual_clock import run_virtual
 from peers.caps import FREE_BYTES, ON_DEVICE, CappedTransport, Caps
 from peers.memory import MemoryNetwork
 from peers.transport import Stream
-from runtime.averaging.pacing import receive_payload, send_payload
+from runtime.averaging.pacing import Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
 
 OVER_S, WITHIN = 5.0, 0.05
@@ -45,8 +45,8 @@ def test_a_cap_holds_over_any_five_seconds_and_is_used(way: str, mbit: float, n_
         await CappedTransport(taker, ["bulk"], Caps(down=cap if way == "down" else 0)).serve("bulk", take)
         capped = CappedTransport(sender, ["bulk"], Caps(up=cap if way == "up" else 0))
         streams = [await capped.open("bob", (), "bulk") for _ in range(n_streams)]
-        sent = Payload.of(memoryview(bytearray(n_bytes)))
-        await asyncio.gather(*(send_payload(stream, sent, note) for stream in streams))
+        sent, uplink = Payload.of(memoryview(bytearray(n_bytes))), Uplink()
+        await asyncio.gather(*(send_payload(stream, sent, uplink, count=note) for stream in streams))
         return passed
 
     most, mean = most_and_mean(run_virtual(main()))
@@ -69,7 +69,7 @@ def test_control_is_not_held_up_by_a_full_cap() -> None:
         await bob.serve("control", answer)
         capped = CappedTransport(network.transport("ann"), ["bulk"], Caps(up=125_000))
         bulk = await capped.open("bob", (), "bulk")
-        sending = asyncio.create_task(send_payload(bulk, Payload.of(memoryview(bytearray(1 << 20)))))
+        sending = asyncio.create_task(send_payload(bulk, Payload.of(memoryview(bytearray(1 << 20))), Uplink()))
         await asyncio.sleep(1.0)
         asked_at = loop.time()
         control = await capped.open("bob", (), "control")

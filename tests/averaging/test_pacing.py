@@ -5,14 +5,19 @@ import random
 from contextlib import suppress
 
 import pytest
+from virtual_clock import run_virtual
 
-from peers.errors import StreamClosed
+from peers.errors import ProtocolViolation, StreamClosed
 from peers.memory import MemoryNetwork
 from peers.transport import FRAME_HEADER_BYTES, Stream
 from runtime.averaging.pacing import (
+    FORGET_S,
     LEAST_FRAME_BYTES,
+    LEAST_WINDOW_BYTES,
     MOST_WINDOW_BYTES,
     QUEUE_S,
+    STAMP,
+    Uplink,
     Window,
     receive_payload,
     send_payload,
@@ -24,23 +29,65 @@ def given(n_bytes: int) -> Payload:
     return Payload.of(memoryview(bytes(n_bytes)))
 
 
+def pass_through(window: Window, passage_s: float, now: float) -> None:
+    """All that may be under way is, and has come there after so long."""
+    frames = []
+    while room := window.room:
+        window.sent(room, now)
+        frames.append(room)
+    for n_bytes in frames:
+        window.acknowledged(n_bytes, passage_s, now)
+
+
 def test_a_window_doubles_a_round_trip_while_the_path_is_quick() -> None:
     window = Window()
     for _ in range(3):
-        for _ in range(window.n_bytes // LEAST_FRAME_BYTES):
-            window.acknowledged(LEAST_FRAME_BYTES, QUEUE_S / 10)
-    assert window.n_bytes == 8 * LEAST_FRAME_BYTES
+        pass_through(window, QUEUE_S / 10, 0.0)
+    assert window.n_bytes == pytest.approx(8 * LEAST_FRAME_BYTES, rel=0.3)
 
 
-def test_a_window_follows_the_delay_down_and_never_below_the_least() -> None:
+def test_a_long_path_is_no_queue_nor_is_a_clock_that_differs() -> None:
     window = Window()
-    window.acknowledged(1, 0.0)
+    for _ in range(3):
+        pass_through(window, -3600.0 + 0.4, 0.0)
+    assert window.n_bytes == pytest.approx(8 * LEAST_FRAME_BYTES, rel=0.3)
+
+
+def test_a_window_follows_the_queue_down_once_a_queue_and_never_below_the_least() -> None:
+    window = Window()
+    window.acknowledged(0, 0.0, 0.0)
     window.n_bytes = MOST_WINDOW_BYTES
-    window.acknowledged(LEAST_FRAME_BYTES, 3 * QUEUE_S)
-    assert window.n_bytes < MOST_WINDOW_BYTES
-    for _ in range(100):
-        window.acknowledged(LEAST_FRAME_BYTES, 10 * QUEUE_S)
-    assert window.n_bytes == LEAST_FRAME_BYTES
+    for _ in range(10):
+        window.acknowledged(0, 3 * QUEUE_S, 1.0)
+    assert window.n_bytes == MOST_WINDOW_BYTES / 2
+    for second in range(100):
+        window.acknowledged(0, 10 * QUEUE_S, 10.0 * second)
+    assert window.n_bytes == LEAST_WINDOW_BYTES
+
+
+def test_two_windows_on_one_link_end_up_alike() -> None:
+    """A link that carries so much in a round trip of 10 ms, and delays what is more."""
+    one, other, per_round = Window(), Window(), 1 << 17
+    one.n_bytes = 1 << 20
+    for tick in range(4000):
+        sizes = []
+        for window in (one, other):
+            sizes.append(0)
+            while room := window.room:
+                window.sent(room, 0.0)
+                sizes[-1] += room
+        queue_s = 0.01 * max(0.0, sum(sizes) / per_round - 1)
+        for window, size in zip((one, other), sizes, strict=True):
+            window.acknowledged(size, queue_s if tick else 0.0, 0.01 * tick + 10.0)
+    assert 0.5 < one.n_bytes / other.n_bytes < 2.0
+
+
+def test_a_path_is_looked_at_anew_when_it_has_changed() -> None:
+    window = Window()
+    pass_through(window, 0.0, 0.0)
+    grown = window.n_bytes
+    pass_through(window, 5.0, FORGET_S + 1.0)
+    assert window.n_bytes > grown, "all that passes now takes so long: it is the path, and no queue"
 
 
 @pytest.mark.parametrize("bytes_per_s", [1.25e6, 12.5e6])
@@ -58,7 +105,7 @@ def test_what_is_sent_on_a_narrow_link_waits_at_the_sender_and_not_on_the_link(b
 
         await network.transport("bob").serve("bulk", take)
         transport = network.transport("ann")
-        sending = asyncio.create_task(send_payload(await transport.open("bob", (), "bulk"), given(n_bytes)))
+        sending = asyncio.create_task(send_payload(await transport.open("bob", (), "bulk"), given(n_bytes), Uplink()))
         waits = []
         while not sending.done():
             await asyncio.sleep(0.05)
@@ -67,14 +114,6 @@ def test_what_is_sent_on_a_narrow_link_waits_at_the_sender_and_not_on_the_link(b
         return max(waits)
 
     assert asyncio.run(main()) < 3 * QUEUE_S
-
-
-def test_a_long_path_is_no_queue() -> None:
-    window = Window()
-    for _ in range(3):
-        for _ in range(window.n_bytes // LEAST_FRAME_BYTES):
-            window.acknowledged(LEAST_FRAME_BYTES, 0.4)
-    assert window.n_bytes == 8 * LEAST_FRAME_BYTES
 
 
 def test_what_comes_to_be_while_it_is_sent_arrives_and_what_is_dropped_ends_the_stream() -> None:
@@ -92,7 +131,7 @@ def test_what_comes_to_be_while_it_is_sent_arrives_and_what_is_dropped_ends_the_
         transport = network.transport("ann")
         for dropped in (False, True):
             payload, stream = Payload(4 * LEAST_FRAME_BYTES), await transport.open("bob", (), "bulk")
-            sending = asyncio.create_task(send_payload(stream, payload))
+            sending = asyncio.create_task(send_payload(stream, payload, Uplink()))
             for _ in range(3 if dropped else 4):
                 await asyncio.sleep(0.02)
                 payload.grow(payload.n_ready + LEAST_FRAME_BYTES)
@@ -122,8 +161,54 @@ def test_what_is_sent_at_the_same_time_is_counted_to_the_byte() -> None:
 
         await network.transport("bob").serve("bulk", take)
         transport = network.transport("ann")
-        streams = [await transport.open("bob", (), "bulk") for _ in range(5)]
-        await asyncio.gather(*(send_payload(stream, given(3 * LEAST_FRAME_BYTES), count) for stream in streams))
+        streams, uplink = [await transport.open("bob", (), "bulk") for _ in range(5)], Uplink()
+        await asyncio.gather(
+            *(send_payload(stream, given(3 * LEAST_FRAME_BYTES), uplink, count=count) for stream in streams)
+        )
         return counted[0]
 
     assert asyncio.run(main()) == 5 * 3 * (LEAST_FRAME_BYTES + FRAME_HEADER_BYTES)
+
+
+def test_what_comes_first_in_a_round_goes_first_and_who_is_held_up_holds_up_nobody() -> None:
+    async def main() -> list[str]:
+        network, done = MemoryNetwork(random.Random(0), 0.001, 0.002), list[str]()
+        network.bytes_per_s["ann"] = 1e6
+        network.bytes_per_s["slow"] = 2e4
+
+        async def take(stream: Stream) -> None:
+            await receive_payload(stream, Payload(1 << 18))
+
+        for peer in ("first", "second", "slow"):
+            await network.transport(peer).serve("bulk", take)
+        transport, uplink = network.transport("ann"), Uplink()
+
+        async def send(peer: str, rank: int) -> None:
+            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 18), uplink, rank)
+            done.append(peer)
+
+        await asyncio.gather(send("second", 2), send("slow", 0), send("first", 1))
+        return done
+
+    assert run_virtual(main()) == ["first", "second", "slow"]
+
+
+def test_a_clock_that_a_receiver_makes_up_harms_its_own_transfer_only() -> None:
+    async def main() -> None:
+        network = MemoryNetwork(random.Random(0), 0.001, 0.002)
+        stamps = iter([b"\0" * 7, STAMP.pack(float("nan")), STAMP.pack(1e300)])
+
+        async def lie(stream: Stream) -> None:
+            await stream.receive(1 << 20)
+            await stream.send(next(stamps))
+            await asyncio.sleep(1.0)
+
+        await network.transport("liar").serve("bulk", lie)
+        transport, uplink = network.transport("ann"), Uplink()
+        for _ in range(2):
+            with pytest.raises(ProtocolViolation):
+                await send_payload(await transport.open("liar", (), "bulk"), given(100), uplink)
+        await send_payload(await transport.open("liar", (), "bulk"), given(100), uplink)
+        assert uplink.window("liar").under_way == 0
+
+    run_virtual(main())
