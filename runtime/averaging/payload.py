@@ -4,6 +4,7 @@ import asyncio
 
 from torch import Tensor
 
+from runtime.averaging.buffers import BUFFERS
 from runtime.averaging.codecs.base import CHUNK, Codec, chunk_range, vector_bytes
 
 
@@ -15,7 +16,7 @@ class Payload:
     """A buffer of a length known from the beginning; ``view[:n_ready]`` is what is here and does not change."""
 
     def __init__(self, n_bytes: int) -> None:
-        self.view = memoryview(bytearray(n_bytes))
+        self.view = BUFFERS.take(n_bytes)
         self.n_ready = 0
         self.dropped = False
         self._grown = asyncio.Event()

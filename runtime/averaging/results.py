@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from peers.errors import ProtocolViolation
+from runtime.averaging.buffers import BUFFERS
 from runtime.averaging.codecs.base import CHUNK, Codec, chunk_range, decode_vector, vector_bytes
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.messages import Commit, Descriptor
@@ -128,6 +129,7 @@ class Results:
     def forget_step(self) -> None:
         self._descriptor, self.own_P = None, None
         self._drop()
+        BUFFERS.trim()
 
     def lacks(self, sender: str, kind: Kind, shard: int) -> bool:
         """Whether this has not come from ``sender`` before, under the plan that is followed.

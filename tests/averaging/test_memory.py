@@ -10,9 +10,11 @@ from runtime.averaging.codecs.base import encode_vector
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.feedback import Feedback
 from runtime.averaging.messages import Commit, Descriptor, MemberEntry
+from runtime.averaging.payload import Payload
 from runtime.averaging.reduce import header
 from runtime.averaging.results import KEPT_STEPS, Results
 
+INT8 = codec_named("int8")
 N, PEERS = 1 << 22, ("peer-a", "peer-b", "peer-c", "peer-d")
 
 
@@ -29,46 +31,45 @@ def plan(outer_step: int) -> Descriptor:
 
 def test_a_peer_holds_what_the_docs_say_and_when() -> None:
     """Encoded bytes as Python's allocator counts them; float32 vectors by their size."""
-    others = [Results(peer, 4) for peer in PEERS[1:]]
-    for other in others:
-        other.own_P = torch.ones(N)
+    share = bytes(encode_vector(INT8, torch.ones(N // 4)))
     tracemalloc.start()
     me, feedback, held = Results(PEERS[0], 4), Feedback(), list[tuple[float, float]]()
-    for outer_step in range(KEPT_STEPS + 2):
+    for outer_step in range(KEPT_STEPS + 3):
         descriptor = plan(outer_step)
-        me.own_P = feedback.contribution(torch.ones(N))
+        me.own_P = feedback.contribution(torch.full((N,), 1.0 + outer_step))
         me.follow(descriptor)
         me.collect(0)
-        for other, peer in zip(others, PEERS[1:], strict=True):
-            other.follow(descriptor)
-            share = other.own_share(0)
-            share.has(len(share.view))
-            room = me.share_from(peer, 0)
-            room.view[:] = share.view
-            room.grow(len(room.view))
-            other.forget_step()
-            other.own_P = torch.ones(N)
-            del share
+        for peer in PEERS[1:]:
+            take(me.share_from(peer, 0), share)
         digests = [me.reduce(0, (0, 1, 2, 3))]
         for shard in range(1, 4):
             own = me.own_share(shard)
             own.has(len(own.view))
-            result = me.result_from(shard)
-            result.view[:] = header(range(4)) + encode_vector(codec_named("int8"), torch.full((N // 4,), shard + 1.0))
-            result.grow(len(result.view))
-            digests.append(me.hold(shard, result, PEERS[shard]))
+            room = me.result_from(shard)
+            # Another result in each: equal ones are kept once.
+            value = 10.0 * outer_step + shard
+            take(room, header(range(4)) + encode_vector(INT8, torch.full((N // 4,), value)))
+            digests.append(me.hold(shard, room, PEERS[shard]))
         in_round = tracemalloc.get_traced_memory()[0] / N
         commit = Commit(descriptor, tuple(digests))
         mean_P, _ = me.mean(commit)
-        feedback.settle(codec_named("int8"), me.own_P, descriptor.bounds, range(4), me.own_share)
+        feedback.settle(INT8, me.own_P, descriptor.bounds, range(4), me.own_share)
         me.keep(commit, b"sealed")
+        del own, room
         me.forget_step()
-        del result, own, room
         held.append((in_round, tracemalloc.get_traced_memory()[0] / N))
         assert mean_P.numel() == N
     tracemalloc.stop()
-    in_round, between = held[-1]
-    assert between == pytest.approx(KEPT_STEPS, rel=0.02), "the results of the last four steps"
-    assert in_round == pytest.approx(KEPT_STEPS + 1 + 0.75 + 1, rel=0.02), "own shares, others' shares, results"
+    # The results of the last four steps; own shares, others' shares, results. In memory that is used again, in sizes of
+    # sixteenths, so that a little more is taken than is used.
+    used = KEPT_STEPS + 1 + 0.75 + 1
+    assert used <= held[-1][0] <= used * 17 / 16 + 0.1
+    assert held[-1][1] == pytest.approx(held[-1][0], rel=0.01)
+    assert held[-1] == pytest.approx(held[-2], rel=0.01), "no round takes more than the one before"
     assert me.own_P is None
     assert len(me._mean_P) == N
+
+
+def take(payload: Payload, data: bytes) -> None:
+    payload.view[:] = data
+    payload.grow(len(data))
