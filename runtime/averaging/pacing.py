@@ -125,8 +125,10 @@ class Uplink:
     def look(self) -> None:
         """There is room, or somebody does not need it: wake the first who can send."""
         for _, _, peer, future in self._waiting:
-            if not future.done() and self.window(peer).room:
-                future.set_result(None)
+            if self.window(peer).room:
+                # If it has been woken already, it looks further when it has had its turn.
+                if not future.done():
+                    future.set_result(None)
                 return
 
 
