@@ -26,6 +26,7 @@ class Group:
     Args:
         system: as ``collective_peer.py`` has it.
         prefix: what runs a command on the host of a peer; ``address`` where it listens.
+        delay_ms: of a proxy before each of Atoll's peers.
     """
 
     def __init__(
@@ -35,11 +36,12 @@ class Group:
         n_elements: int,
         prefix: Callable[[int], Sequence[str]] = lambda peer: (),
         address: Callable[[int], str] = lambda peer: "127.0.0.1",
+        delay_ms: float = 0.0,
     ) -> None:
         self.system = system
         self._peers: list[subprocess.Popen[str]] = []
         self._command = (system, n_peers, n_elements)
-        self._prefix, self._address = prefix, address
+        self._prefix, self._address, self._delay_ms = prefix, address, delay_ms
 
     def __enter__(self) -> "Group":
         system, n_peers, n_elements = self._command
@@ -48,7 +50,8 @@ class Group:
                 # Gloo asks the host's name for its address otherwise, which a namespace shares with the machine.
                 interface = {"GLOO_SOCKET_IFNAME": "eth0" if self._prefix(index) else "lo"}
                 environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PEER.parents[1]), **interface}
-                arguments = [system, str(index), str(n_peers), str(n_elements), self._address(index)]
+                numbers = map(str, (index, n_peers, n_elements))
+                arguments = [system, *numbers, self._address(index), str(self._delay_ms)]
                 self._peers.append(
                     subprocess.Popen(
                         [*self._prefix(index), sys.executable, str(PEER), *arguments],
@@ -78,13 +81,16 @@ class Group:
         for peer in self._peers:
             peer.wait()
 
-    def round(self) -> Round:
-        """Wait until every peer is ready, let all begin at once, wait until every one has the mean."""
+    def round(self, work_s: float = 0.0) -> Round:
+        """Wait until every peer is ready, let all begin at once, wait until every one has the mean.
+
+        Args: work_s is slept by each before its round; in the time that is measured.
+        """
         for index in range(len(self._peers)):
             assert self._hear(index)["ready"]
         before = self._cpu_s()
         for index in range(len(self._peers)):
-            self._tell(index, "go")
+            self._tell(index, str(work_s))
         heard = [self._hear(index) for index in range(len(self._peers))]
         if len({one.get("norm") for one in heard}) != 1:
             raise RuntimeError(f"{self.system}: the means differ: {heard}")

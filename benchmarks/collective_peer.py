@@ -1,10 +1,11 @@
 """One peer of a system that averages a vector, told what to do on standard input: see ``collective.py``.
 
-    python benchmarks/collective_peer.py SYSTEM INDEX PEERS ELEMENTS HOST
+    python benchmarks/collective_peer.py SYSTEM INDEX PEERS ELEMENTS HOST DELAY_MS
 
 SYSTEM is atoll:CODEC, hivemind:8bit, hivemind:float32 or gloo:float32. The peer prints one JSON line for each thing
 that happens: {"address": ...} when others can reach it, {"ready": true} when a round can begin, {"seconds": ...} for
-each round after the line "go". What it averages is a float32 vector of Gaussian numbers, other ones for each peer.
+each round, which begins with a line on standard input: the seconds to sleep before it. What it averages is a float32
+vector of Gaussian numbers, other ones for each peer.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor
 
 RUN_ID = "c" * 40
+# Held, so that their standard input ends with this process, and they with it.
+proxies: list[asyncio.subprocess.Process] = []
 
 
 def say(**what: object) -> None:
@@ -47,7 +50,7 @@ class Work:
 
 
 class IdleTrainer:
-    """Its inner phase is to wait for "go", its outer step to take note of the time: what is measured is the round."""
+    """Its inner phase is to wait for the word to go, its outer step to take note of the time."""
 
     def __init__(self, vector_P: Tensor) -> None:
         self.n_elements, self.trains = vector_P.numel(), True
@@ -62,8 +65,9 @@ class IdleTrainer:
 
     async def train(self, stop: threading.Event) -> Work:
         say(ready=True)
-        await asyncio.to_thread(hear)
+        work_s = float(await asyncio.to_thread(hear))
         self._went_at = time.perf_counter()
+        await asyncio.sleep(work_s)
         return Work()
 
     def pseudo_gradient(self) -> Tensor:
@@ -84,7 +88,18 @@ class IdleTrainer:
     anchor_digest = state_digest
 
 
-async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str) -> None:
+async def delay_proxy(host: str, port: int, delay_s: float) -> int:
+    """Begin a process that passes connections on to a port and holds every byte back; the port that it listens at."""
+    command = [sys.executable, str(Path(__file__).with_name("delay_proxy.py")), host, str(port), str(delay_s)]
+    proxy = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    proxies.append(proxy)
+    assert proxy.stdout is not None
+    return int(await proxy.stdout.readline())
+
+
+async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str, delay_ms: float) -> None:
     from peers.direct import DirectTransport
     from peers.discovery import DhtDiscovery
     from peers.identity import Identity
@@ -106,6 +121,9 @@ async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         direct = DirectTransport(identity, p2pd, (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL))
         await direct.listen(host, 0)
+        if delay_ms:
+            # Others are told the proxy's port, and dial nothing else.
+            direct._port = await delay_proxy(host, direct._port, delay_ms / 1000)
 
         def strike(peer: str, reason: str) -> None:
             print(f"strike: {peer}: {reason}", file=sys.stderr)
@@ -163,8 +181,9 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
             # hivemind has nothing to wait for here; the time is not measured.
             time.sleep(0.02)
         say(ready=True)
-        hear()
+        work_s = float(hear())
         went_at = time.perf_counter()
+        time.sleep(work_s)
         control.allow_allreduce()
         control.result(timeout=600.0)
         say(seconds=time.perf_counter() - went_at)
@@ -183,8 +202,9 @@ def gloo(index: int, n_peers: int, n_elements: int, host: str) -> None:
     while True:
         work_P = vector_P.clone()
         say(ready=True)
-        hear()
+        work_s = float(hear())
         went_at = time.perf_counter()
+        time.sleep(work_s)
         dist.all_reduce(work_P)
         work_P.div_(n_peers)
         say(seconds=time.perf_counter() - went_at)
@@ -197,7 +217,7 @@ def main() -> None:
     if name == "atoll":
         import uvloop
 
-        uvloop.run(atoll(kind, index, n_peers, n_elements, host))
+        uvloop.run(atoll(kind, index, n_peers, n_elements, host, float(sys.argv[6])))
     elif name == "hivemind":
         hivemind(kind, index, n_peers, n_elements, host)
     else:

@@ -14,11 +14,13 @@ from types import TracebackType
 class Hosts:
     """A context manager; on leaving, namespaces and bridges are gone. Needs root and iproute2.
 
-    Args: rate_mbit is of every link, each way; None leaves them unshaped.
+    Args: rates_mbit are the links', each way, or one of every link; None leaves them unshaped.
     """
 
-    def __init__(self, n_hosts: int, rate_mbit: float | None = None) -> None:
-        self._n_hosts, self._rate_mbit = n_hosts, rate_mbit
+    def __init__(self, n_hosts: int, rates_mbit: float | Sequence[float] | None = None) -> None:
+        self._n_hosts = n_hosts
+        alike = rates_mbit is None or isinstance(rates_mbit, int | float)
+        self._rates_mbit = [rates_mbit] * n_hosts if alike else list(rates_mbit)  # type: ignore[list-item, arg-type]
         # Names of interfaces have at most 15 characters; two benchmarks at a time do not share them.
         self._id = f"at{os.getpid() % 100_000}"
 
@@ -76,9 +78,9 @@ class Hosts:
         _ip("-n", namespace, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
             _ip("-n", namespace, "link", "set", device, "up")
-        if self._rate_mbit is not None:
-            bucket = max(16_000, int(self._rate_mbit * 1e6 / 8 / 100))
-            shape = ["root", "tbf", "rate", f"{self._rate_mbit}mbit", "burst", str(bucket), "latency", "100ms"]
+        if (rate := self._rates_mbit[host]) is not None:
+            bucket = max(16_000, int(rate * 1e6 / 8 / 100))
+            shape = ["root", "tbf", "rate", f"{rate}mbit", "burst", str(bucket), "latency", "100ms"]
             _run("tc", "qdisc", "replace", "dev", port, *shape)
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", "eth0", *shape)
 

@@ -7,6 +7,7 @@ ends have said it, the connection is free for the next stream, which costs no ha
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from peers.errors import ProtocolViolation, StreamClosed
@@ -57,9 +58,13 @@ class Connection(asyncio.BufferedProtocol):
         if raw is not None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            # Linux alone has it.
+            # Linux alone has them.
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * USER_TIMEOUT_S))
+            if hasattr(socket, "TCP_CONGESTION"):
+                # A round's streams come and go, and BBR paces them for seconds at what they had when they were many.
+                with suppress(OSError):
+                    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._read_ahead[self._stop :] if self._target is None else self._target

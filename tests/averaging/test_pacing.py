@@ -212,3 +212,27 @@ def test_a_clock_that_a_receiver_makes_up_harms_its_own_transfer_only() -> None:
         assert uplink.window("liar").under_way == 0
 
     run_virtual(main())
+
+
+def test_those_who_are_woken_at_once_do_not_wake_themselves_for_ever() -> None:
+    async def main() -> list[str]:
+        uplink, order = Uplink(), list[str]()
+        for peer in "abc":
+            uplink.window(peer).sent(LEAST_FRAME_BYTES, 0.0)
+
+        async def wait(peer: str, rank: int) -> None:
+            await uplink.turn(peer, rank)
+            order.append(peer)
+            uplink.window(peer).sent(uplink.window(peer).room, 0.0)
+            uplink.look()
+
+        async with asyncio.timeout(1.0), asyncio.TaskGroup() as tasks:
+            for rank, peer in enumerate("cba"):
+                tasks.create_task(wait(peer, rank))
+            await asyncio.sleep(0.1)
+            for peer in "abc":
+                uplink.window(peer).acknowledged(LEAST_FRAME_BYTES, 0.0, 0.0)
+                uplink.look()
+        return order
+
+    assert run_virtual(main()) == ["c", "b", "a"]
