@@ -19,8 +19,7 @@ class Hosts:
 
     def __init__(self, n_hosts: int, rates_mbit: float | Sequence[float] | None = None) -> None:
         self._n_hosts = n_hosts
-        alike = rates_mbit is None or isinstance(rates_mbit, int | float)
-        self._rates_mbit = [rates_mbit] * n_hosts if alike else list(rates_mbit)  # type: ignore[list-item, arg-type]
+        self._rates_mbit = rates_mbit if isinstance(rates_mbit, Sequence) else [rates_mbit] * n_hosts
         # Names of interfaces have at most 15 characters; two benchmarks at a time do not share them.
         self._id = f"at{os.getpid() % 100_000}"
 

@@ -37,9 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     if not Hosts.available():
         sys.exit("network namespaces and shaped links need root, ip and tc: run this with sudo")
-    print(
-        "| peers | Mbit/s | system | median s | p90 s | efficiency | payload of float32's | on the device | utilisation |"
-    )
+    heads = ("peers", "Mbit/s", "system", "median s", "p90 s", "efficiency", "payload", "device", "utilisation")
+    print(f"| {' | '.join(heads)} |")
     print("|--:|--:|---|--:|--:|--:|--:|--:|--:|")
     rows = []
     for n_peers in options.peers:
