@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -61,6 +63,7 @@ class Group:
                         text=True,
                         bufsize=1,
                         env={**os.environ, **environment},
+                        start_new_session=True,
                     )
                 )
             first = self._hear(0)["address"]
@@ -77,7 +80,9 @@ class Group:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for peer in self._peers:
-            peer.kill()
+            # With what it has started: hivemind's processes outlive the one that began them.
+            with suppress(ProcessLookupError):
+                os.killpg(peer.pid, signal.SIGKILL)
         for peer in self._peers:
             peer.wait()
 

@@ -157,8 +157,11 @@ async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str
 def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) -> None:
     import hivemind as hm
     from hivemind.averaging.control import AveragingStage
+    from hivemind.compression import NoCompression, Uniform8BitQuantization
 
-    compression: Any = hm.Uniform8BitQuantization() if kind == "8bit" else hm.NoCompression()
+    compression: Any = Uniform8BitQuantization() if kind == "8bit" else NoCompression()
+    # Tensors go between hivemind's processes; through descriptors, which is the default, they get lost at times.
+    torch.multiprocessing.set_sharing_strategy("file_system")
     maddrs = [f"/ip4/{host}/tcp/0"]
     initial = [hear()] if index else None
     dht = hm.DHT(initial_peers=initial, host_maddrs=maddrs, start=True)
@@ -171,6 +174,7 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
         target_group_size=n_peers,
         min_group_size=n_peers,
         min_matchmaking_time=3.0,
+        request_timeout=1.0,
         compression=compression,
         client_mode=False,
         start=True,
