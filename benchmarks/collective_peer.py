@@ -161,7 +161,7 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
 
     compression: Any = Uniform8BitQuantization() if kind == "8bit" else NoCompression()
     # Tensors go between hivemind's processes; through descriptors, which is the default, they get lost at times.
-    torch.multiprocessing.set_sharing_strategy("file_system")
+    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     maddrs = [f"/ip4/{host}/tcp/0"]
     initial = [hear()] if index else None
     dht = hm.DHT(initial_peers=initial, host_maddrs=maddrs, start=True)
