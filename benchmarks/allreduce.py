@@ -43,6 +43,9 @@ def measure(systems: list[str], n_peers: int, n_elements: int, n_rounds: int) ->
         # The first round warms up: connections, pages, code.
         for number in range(n_rounds + 1):
             for group in groups:
+                # While one is measured the others wait: hivemind looks for its next group right after a round.
+                for other in groups:
+                    other.until_ready()
                 one = group.round()
                 if number:
                     seen[group.system].append(one)

@@ -44,6 +44,7 @@ class Group:
         self._peers: list[subprocess.Popen[str]] = []
         self._command = (system, n_peers, n_elements)
         self._prefix, self._address, self._delay_ms = prefix, address, delay_ms
+        self._ready = False
 
     def __enter__(self) -> "Group":
         system, n_peers, n_elements = self._command
@@ -86,13 +87,20 @@ class Group:
         for peer in self._peers:
             peer.wait()
 
+    def until_ready(self) -> None:
+        """Until every peer waits for its round to begin: nothing of this group runs then."""
+        if not self._ready:
+            for index in range(len(self._peers)):
+                assert self._hear(index)["ready"]
+            self._ready = True
+
     def round(self, work_s: float = 0.0) -> Round:
         """Wait until every peer is ready, let all begin at once, wait until every one has the mean.
 
         Args: work_s is slept by each before its round; in the time that is measured.
         """
-        for index in range(len(self._peers)):
-            assert self._hear(index)["ready"]
+        self.until_ready()
+        self._ready = False
         before = self._cpu_s()
         for index in range(len(self._peers)):
             self._tell(index, str(work_s))
