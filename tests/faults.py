@@ -46,7 +46,7 @@ class Chaos:
         n_peers = rng.choices([*PEERS], [*PEERS.values()])[0]
         swarm.quorum = swarm.ledger.quorum = rng.randint(1, max(1, n_peers // 2))
         # Those who only reduce, beside those who train.
-        self._auxiliary = {f"a{index}" for index in range(rng.choice([0, 0, 0, 1, 1, 2]))}
+        self._auxiliary = {f"a{index}" for index in range(rng.choice([0, 0, 0, 0, 1, 2]))}
         for name in [*(f"p{index}" for index in range(n_peers)), *sorted(self._auxiliary)]:
             self._start(name, established=name == "p0")
         mean_s = rng.choice([1.0, 2.0, 4.0])

@@ -96,7 +96,7 @@ class Uplink:
 
     def __init__(self) -> None:
         self._windows: dict[str, Window] = {}
-        self._waiting: list[tuple[int, int, str, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, int, Window, asyncio.Future[None]]] = []
         """In the order of their ranks."""
         self._numbers = itertools.count()
 
@@ -107,13 +107,10 @@ class Uplink:
         """It is gone, and its clock with it."""
         self._windows.pop(peer, None)
 
-    async def turn(self, peer: str, rank: int) -> int:
+    async def turn(self, window: Window, rank: int) -> int:
         """Wait for the turn of a payload; how many bytes of it may be sent now."""
-        window = self.window(peer)
-        while not (room := window.room) or any(
-            other < rank and self.window(to).room for other, _, to, _ in self._waiting
-        ):
-            entry = (rank, next(self._numbers), peer, asyncio.get_running_loop().create_future())
+        while not (room := window.room) or any(other < rank and to.room for other, _, to, _ in self._waiting):
+            entry = (rank, next(self._numbers), window, asyncio.get_running_loop().create_future())
             bisect.insort(self._waiting, entry)
             self.look()
             try:
@@ -124,8 +121,8 @@ class Uplink:
 
     def look(self) -> None:
         """There is room, or somebody does not need it: wake the first who can send."""
-        for _, _, peer, future in self._waiting:
-            if self.window(peer).room:
+        for _, _, window, future in self._waiting:
+            if window.room:
                 # If it has been woken already, it looks further when it has had its turn.
                 if not future.done():
                     future.set_result(None)
@@ -170,7 +167,7 @@ async def send_payload(
                 if not payload.has(sent + 1):
                     uplink.look()
                     await payload.until(sent + 1)
-                room = await uplink.turn(stream.peer, rank)
+                room = await uplink.turn(window, rank)
                 if payload.dropped:
                     raise Dropped
                 # What is here of it: the rest may take as long as another member's link.

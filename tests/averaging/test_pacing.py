@@ -17,6 +17,7 @@ from runtime.averaging.pacing import (
     MOST_WINDOW_BYTES,
     QUEUE_S,
     STAMP,
+    Stalled,
     Uplink,
     Window,
     receive_payload,
@@ -221,7 +222,7 @@ def test_those_who_are_woken_at_once_do_not_wake_themselves_for_ever() -> None:
             uplink.window(peer).sent(LEAST_FRAME_BYTES, 0.0)
 
         async def wait(peer: str, rank: int) -> None:
-            await uplink.turn(peer, rank)
+            await uplink.turn(uplink.window(peer), rank)
             order.append(peer)
             uplink.window(peer).sent(uplink.window(peer).room, 0.0)
             uplink.look()
@@ -236,3 +237,22 @@ def test_those_who_are_woken_at_once_do_not_wake_themselves_for_ever() -> None:
         return order
 
     assert run_virtual(main()) == ["c", "b", "a"]
+
+
+def test_what_is_still_sent_to_a_peer_that_is_gone_keeps_to_its_window_and_ends() -> None:
+    async def main() -> None:
+        network = MemoryNetwork(random.Random(0), 0.001, 0.002)
+
+        async def ignore(stream: Stream) -> None:
+            await asyncio.sleep(1e6)
+
+        await network.transport("gone").serve("bulk", ignore)
+        transport, uplink = network.transport("ann"), Uplink()
+        sending = asyncio.create_task(send_payload(await transport.open("gone", (), "bulk"), given(1 << 20), uplink))
+        await asyncio.sleep(1.0)
+        uplink.forget("gone")
+        await asyncio.sleep(1.0)
+        with pytest.raises(Stalled):
+            await sending
+
+    run_virtual(main())
