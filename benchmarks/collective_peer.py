@@ -160,8 +160,6 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
     from hivemind.compression import NoCompression, Uniform8BitQuantization
 
     compression: Any = Uniform8BitQuantization() if kind == "8bit" else NoCompression()
-    # Tensors go between hivemind's processes; through descriptors, which is the default, they get lost at times.
-    torch.multiprocessing.set_sharing_strategy("file_system")  # type: ignore[no-untyped-call]
     maddrs = [f"/ip4/{host}/tcp/0"]
     initial = [hear()] if index else None
     dht = hm.DHT(initial_peers=initial, host_maddrs=maddrs, start=True)
@@ -182,11 +180,12 @@ def hivemind(kind: str, index: int, n_peers: int, n_elements: int, host: str) ->
     while True:
         control = averager.step(wait=False, require_trigger=True, timeout=300.0, allow_retries=True)
         while control.stage != AveragingStage.AWAITING_TRIGGER:
-            # hivemind has nothing to wait for here; the time is not measured.
+            # A StepControl's stage is a field that another process sets: nothing tells of it. Before what is timed.
             time.sleep(0.02)
         say(ready=True)
         work_s = float(hear())
         went_at = time.perf_counter()
+        # In place of the training that --work-s stands for; 0 otherwise.
         time.sleep(work_s)
         control.allow_allreduce()
         control.result(timeout=600.0)
@@ -208,6 +207,7 @@ def gloo(index: int, n_peers: int, n_elements: int, host: str) -> None:
         say(ready=True)
         work_s = float(hear())
         went_at = time.perf_counter()
+        # In place of the training that --work-s stands for; 0 otherwise.
         time.sleep(work_s)
         dist.all_reduce(work_P)
         work_P.div_(n_peers)

@@ -25,13 +25,13 @@ class Caps:
 
     def planned(self, up: int, down: int) -> tuple[int, int]:
         """What a round may count on, where so much was measured (0: nothing was)."""
-        return _least(up, self.up), _least(down, self.down)
+        return _within(up, self.up), _within(down, self.down)
 
 
 NO_CAPS = Caps()
 
 
-def _least(measured: int, cap: int) -> int:
+def _within(measured: int, cap: int) -> int:
     cap = round(cap / ON_DEVICE)
     return min(measured or cap, cap) if cap else measured
 

@@ -90,8 +90,8 @@ class Uplink:
     """All that one peer sends to others, and whose turn it is.
 
     Of the payloads that can be sent the one with the lowest rank goes first, and the next when that one is held up, by
-    its path or because more of it has to come to be. So a peer sends to one other at a time, and where all keep to the
-    order of a round each receives from one: links are full, and no two senders meet at a third one's.
+    its path or because more of it has to come to be. Where all keep to the order of a round, few senders meet at a
+    third one's link.
     """
 
     def __init__(self) -> None:
