@@ -25,10 +25,10 @@ from typing import Any
 from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
 
-from runtime.demo.logs import Event, commits
 from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import Storm
 from runtime.demo.toll import mismatches
+from runtime.log import Event, commits
 
 # A storm of real life runs this many times as fast here: faults an hour are multiplied by it.
 STORM_SPEED = 5

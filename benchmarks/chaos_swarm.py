@@ -9,8 +9,8 @@ from types import TracebackType
 from hosts import Hosts
 
 from runtime.config import RunConfig
-from runtime.demo.logs import Event, commits
 from runtime.demo.processes import PeerProcess, end_all
+from runtime.log import Event, commits
 from runtime.runfile import render_run_file
 from runtime.training.model import PRESETS
 

@@ -64,6 +64,8 @@ class IdleTrainer:
         return int(10 * time.monotonic())
 
     async def train(self, stop: threading.Event) -> Work:
+        # A trainer's pseudo-gradient is its own to change, and what it takes to make one is training's.
+        self._own_P.copy_(self._vector_P)
         say(ready=True)
         work_s = float(await asyncio.to_thread(hear))
         self._went_at = time.perf_counter()
@@ -71,7 +73,7 @@ class IdleTrainer:
         return Work()
 
     def pseudo_gradient(self) -> Tensor:
-        return self._own_P.copy_(self._vector_P)
+        return self._own_P
 
     def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
         assert not missed

@@ -4,6 +4,7 @@ import asyncio
 import math
 import secrets
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from rich.status import Status as StatusLine
 
@@ -19,7 +20,7 @@ from runtime.manifest import Manifest, sign_manifest
 from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer, end
 from runtime.saving import Saver
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
-from runtime.training.checkpoint import load_state
+from runtime.training.checkpoint import load_newest
 from runtime.view import View
 
 Trainer = ReplicaTrainer | AuxiliaryTrainer
@@ -95,9 +96,17 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
     await peer.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
     lineage, tokens = first_lineage(manifest.run_id, trainer.state_digest()), 0
     group: tuple[str, ...] = ()
-    if kept := load_state(peer.folder.path):
+    lost_P = None
+
+    def torn(checkpoint: Path, reason: str) -> None:
+        peer.log.report("checkpoint_torn", path=str(checkpoint), reason=reason)
+
+    if loaded := load_newest(peer.folder.path, torn):
+        kept, inner = loaded
         trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
-        lineage, tokens, group = kept.lineage, kept.tokens, kept.group
+        lineage, tokens, group, lost_P = kept.lineage, kept.tokens, kept.group, kept.lost_P
+        if inner is not None:
+            trainer.load_inner_state(inner)
     established = opens or ((tokens > 0 or peer.config.anew) and not await peer.finds_members())
     if not (established or tokens or peer.mesh.members()):
         peer.view.say(
@@ -108,7 +117,6 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         raise ConfigError("this machine makes other first weights than the organiser's: join while a member is there")
     if trainer.outer_step == 0 and established:
         await _validate(peer, trainer)
-    saver = Saver(peer.folder.path, peer.log.report)
     averager = Averager(
         peer.identity,
         manifest.run_id,
@@ -118,6 +126,7 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         lineage=lineage,
         tokens=tokens,
         group=group,
+        lost_P=lost_P,
         established=established,
         codec=config.averaging.codec,
         codec_costs=measured_costs() if config.averaging.codec == AUTO else None,
@@ -126,9 +135,11 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         last_outer_step=config.outer.steps,
         caps=peer.config.caps,
         report=peer.log.report,
-        committed=lambda: saver.keep(averager.state),
-        abandoned=saver.keep_fork,
+        committed=lambda: saver.keep(trainer.outer_step, averager.lineage),
+        abandoned=lambda state: saver.keep_fork(state),
     )
+    keep, keep_every = peer.config.keep, peer.config.keep_every
+    saver = Saver(peer.folder.path, averager.state, trainer.inner_state, keep, keep_every, peer.log.report)
     peer.view.run(config, manifest.run_id, trainer.n_elements)
     with peer.view.training() as line:
         moving = asyncio.create_task(_keep_moving(line, trainer, config, peer.view))
@@ -139,7 +150,10 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         peer.reason = "the run is over"
     # First the goodbye: nobody is to wait for this peer while it writes.
     exit_code = await peer.leave()
-    await saver.finish(averager.state() if averager.established else None)
+    if averager.established:
+        await saver.finish(trainer.outer_step, averager.lineage)
+    else:
+        await saver.wait()
     return exit_code
 
 

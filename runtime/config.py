@@ -104,6 +104,10 @@ class PeerConfig:
     upload: float = 0.0
     """Mbit/s that shares, results and states may take of the link, as its device counts them; 0 for no limit."""
     download: float = 0.0
+    keep: int = 2
+    """Checkpoints that stay on disk, the newest; at least one."""
+    keep_every: int = 0
+    """Of every so many outer steps one checkpoint stays for good; 0 for none."""
     auxiliary: bool = False
     """Train nothing, but reduce for those who do, and keep the run's state when they go."""
     anew: bool = False
@@ -197,6 +201,8 @@ PEER_LIMITS: Mapping[str, Allowed] = {
     # Below these a frame, or what several peers begin to send at once, takes too much of five seconds.
     "upload": mbit(1),
     "download": mbit(4),
+    "keep": whole(1, 1000),
+    "keep_every": COUNT_OR_0,
     "inner_step_s": number("from 0 to 3600", lambda value: 0 <= value <= 3600),
 }
 

@@ -1,55 +1,102 @@
 """When a peer's state goes to disk: as often as it costs little, in a thread, beside training and rounds."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from runtime.averaging.statesync import State
-from runtime.training.checkpoint import STATE_FILE, TrainingState, save_state
+from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, prune
+from runtime.training.checkpoint import TrainingState, save_checkpoint
+from runtime.training.inner import InnerState
 
 # Saving takes at most this share of the time: small models are saved at every outer step.
 SAVING_SHARE = 0.05
 
 
 class Saver:
-    """Writes the states of one peer to its folder. A full disk is reported, and the run goes on."""
+    """Writes the checkpoints of one peer. A full disk is reported, and the run goes on.
 
-    def __init__(self, folder: Path, report: Callable[..., None]) -> None:
-        self._folder, self._report = folder, report
+    Args:
+        copy: a copy of the peer's present state, from any thread, in the memory that it is given.
+        inner: this peer's own training, None while that is not still.
+        keep: how many of the newest stay, and of every ``keep_every``-th outer step (0: none) one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        copy: Callable[[Sequence[Tensor | None]], State],
+        inner: Callable[[], InnerState | None],
+        keep: int,
+        keep_every: int,
+        report: Callable[..., None],
+    ) -> None:
+        self._folder, self._copy, self._inner, self._report = folder, copy, inner, report
+        self._keep, self._keep_every = keep, keep_every
         self._again_at = 0.0
         self._saving: asyncio.Task[None] | None = None
         self._forks: set[asyncio.Task[None]] = set()
+        self._memory: Sequence[Tensor | None] = (None, None, None)
+        clear_unfinished(folder)
 
-    def keep(self, state: Callable[[], State]) -> None:
-        """Write a copy of the state, unless one is being written or has just been."""
+    def keep(self, outer_step: int, lineage: bytes) -> None:
+        """Write the state that this is, unless one is being written or has just been.
+
+        What only this peer has is copied here, before training goes on; all else is done beside it.
+        """
         if asyncio.get_running_loop().time() >= self._again_at and (self._saving is None or self._saving.done()):
-            self._saving = asyncio.create_task(self._save(state(), STATE_FILE))
+            self._saving = asyncio.create_task(self._save(outer_step, lineage, self._inner()))
 
     def keep_fork(self, state: State) -> str:
-        """Write the state of a history that this peer leaves, under its lineage; where."""
-        name = f"state-{state.outer_step}-{state.lineage.hex()[:12]}.safetensors"
-        task = asyncio.create_task(self._save(state, name))
+        """Write the state of a history that this peer leaves; where, in its folder."""
+        task = asyncio.create_task(self._attempt(state.outer_step, lambda: self._write(state, None, fork=True)))
         self._forks.add(task)
         task.add_done_callback(self._forks.discard)
-        return name
+        return f"{CHECKPOINTS}/{checkpoint_name(state.outer_step, 0, state.lineage, fork=True)}"
 
-    async def finish(self, state: State | None) -> None:
+    async def finish(self, outer_step: int, lineage: bytes) -> None:
         """Wait for what is being written, and write the last state."""
+        await self.wait()
+        await self._save(outer_step, lineage, self._inner())
+
+    async def wait(self) -> None:
+        """For what is being written."""
         for task in (self._saving, *self._forks):
             if task is not None:
                 await task
-        if state is not None:
-            await self._save(state, STATE_FILE)
 
-    async def _save(self, state: State, name: str) -> None:
+    async def _save(self, outer_step: int, lineage: bytes, inner: InnerState | None) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        saved = TrainingState(
-            state.outer_step, state.lineage, state.tokens, state.group, state.anchor_P, state.momentum_P
-        )
+        await self._attempt(outer_step, lambda: self._copy_and_write(lineage, inner))
+        self._again_at = loop.time() + (loop.time() - began) / SAVING_SHARE
+
+    async def _attempt(self, outer_step: int, write: Callable[[], None]) -> None:
         try:
-            await asyncio.to_thread(save_state, self._folder, saved, name)
+            await asyncio.to_thread(write)
         except OSError as error:
             # A full disk: the state before stands, and the run goes on.
-            self._report("checkpoint_failed", outer_step=state.outer_step, reason=str(error))
-        self._again_at = loop.time() + (loop.time() - began) / SAVING_SHARE
+            self._report("checkpoint_failed", outer_step=outer_step, reason=str(error))
+
+    # In a thread.
+
+    def _copy_and_write(self, lineage: bytes, inner: InnerState | None) -> None:
+        state = self._copy(self._memory)
+        self._memory = state.anchor_P, state.momentum_P, state.lost_P
+        # The next outer step may have been quicker; what this peer has trained since the one before is not of it.
+        self._write(state, inner if state.lineage == lineage else None)
+        prune(self._folder, self._keep, self._keep_every)
+
+    def _write(self, state: State, inner: InnerState | None, fork: bool = False) -> None:
+        saved = TrainingState(
+            state.outer_step,
+            state.lineage,
+            state.tokens,
+            state.group,
+            state.anchor_P,
+            state.momentum_P,
+            state.lost_P,
+        )
+        save_checkpoint(self._folder, saved, inner, fork=fork)

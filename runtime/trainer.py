@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runtime.config import PeerConfig, RunConfig
 from runtime.training.data import load_corpus
+from runtime.training.inner import InnerState
 from runtime.training.model import build_model, digest, flatten
 from runtime.training.outer import apply_outer_step, outer_momentum
 from runtime.training.replica import InnerResult, Replica
@@ -73,6 +74,12 @@ class AuxiliaryTrainer:
     def anchor_digest(self) -> bytes:
         return digest(self.anchor_P)
 
+    def inner_state(self) -> None:
+        """It has none of its own."""
+
+    def load_inner_state(self, inner: InnerState) -> None:
+        """Of a peer that trained before and is auxiliary now: nothing of it is used."""
+
     def validation_loss(self) -> None:
         """It has no text."""
 
@@ -92,6 +99,8 @@ class ReplicaTrainer:
         )
         self.n_elements = self.replica.n_elements
         self._inner_steps = run_config.inner.steps
+        self._is_still = True
+        """Whether no inner step is being taken, as far as the event loop knows."""
 
     @property
     def outer_step(self) -> int:
@@ -112,6 +121,13 @@ class ReplicaTrainer:
     def validation_loss(self) -> float | None:
         """Of the anchor; see ``Replica``."""
         return self.replica.validation_loss()
+
+    def inner_state(self) -> InnerState | None:
+        """See ``Replica``; None in the middle of an inner step."""
+        return self.replica.inner_state() if self._is_still else None
+
+    def load_inner_state(self, inner: InnerState) -> None:
+        self.replica.load_inner_state(inner)
 
     @property
     def progress(self) -> int:
@@ -142,12 +158,16 @@ class ReplicaTrainer:
                 loop.call_soon_threadsafe(tell, result, failure)
 
         thread = threading.Thread(target=work, name="training", daemon=True)
+        self._is_still = False
         thread.start()
         try:
-            return await done
+            result = await done
+            self._is_still = True
+            return result
         except asyncio.CancelledError:
             stop.set()
             await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
+            self._is_still = not thread.is_alive()
             raise
 
     def pseudo_gradient(self) -> Tensor:

@@ -72,6 +72,8 @@ class View:
                 return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
             case "checkpoint_failed", {"reason": reason}:
                 return f"the state could not be saved, what was saved before stands: {reason}"
+            case "checkpoint_torn", {"path": path, "reason": reason}:
+                return f"the checkpoint {path} cannot be used, an older one is: {reason}"
             case "log_failed", {"reason": reason}:
                 return f"the event log has gaps from here on: {reason}"
             case "fork_found", {"member": str(member), "tokens": int(theirs), "own_tokens": int(ours)}:

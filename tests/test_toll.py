@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytest
 
-from runtime.demo.logs import Event
 from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import RESTART_S, Storm
 from runtime.demo.toll import toll
+from runtime.log import Event
 
 IDS = {"a": "A", "b": "B"}
 

@@ -5,9 +5,10 @@ applied in one go: state, lineage and counter change together or not at all.
 """
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from runtime.averaging.exchange import Exchange
 from runtime.averaging.feedback import Feedback
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
-from runtime.averaging.own_state import OwnState
+from runtime.averaging.own_state import OwnState, copied
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
@@ -57,6 +58,7 @@ class Averager:
 
     Args:
         lineage: of the state that ``trainer`` has; ``tokens`` it has committed, ``group`` those in its last step.
+        lost_P: as in ``State``.
         established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
         codec: of ``codecs.registry``, or "auto" with the ``codec_costs`` by which this peer chooses when it leads.
         last_outer_step: the run is over when this many outer steps are committed.
@@ -78,6 +80,7 @@ class Averager:
         lineage: bytes,
         tokens: int = 0,
         group: tuple[str, ...] = (),
+        lost_P: Tensor | None = None,
         established: bool,
         codec: str,
         codec_costs: Mapping[str, float] | None = None,
@@ -94,9 +97,11 @@ class Averager:
         )
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
         self._own = OwnState(trainer, lineage, tokens, group)
+        # For whoever copies the state in another thread.
+        self._changing = threading.Lock()
         self.established, self._last_outer_step = established, last_outer_step
         self._caps, self._report, self._committed, self._abandoned = caps, report, committed, abandoned
-        self._results, self._feedback = Results(identity.peer, quorum), Feedback()
+        self._results, self._feedback = Results(identity.peer, quorum), Feedback(lost_P)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
         self._exchange = Exchange(
             transport, self._results, self._on_moved, self._spawn, self.strike, report, self._silent
@@ -119,9 +124,15 @@ class Averager:
     def lineage(self) -> bytes:
         return self._own.lineage
 
-    def state(self) -> State:
-        """A copy of what this peer has."""
-        return self._own.copy()
+    def state(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
+        """A copy of what this peer has at one moment, from any thread.
+
+        Args: memory is for the three vectors of it, float32 (P,); where there is none, they get their own.
+        """
+        with self._changing:
+            lost_P, *others = (self._feedback.lost_P, *memory)
+            state = self._own.copy(others[:2])
+            return state if lost_P is None else replace(state, lost_P=copied(lost_P, others[2]))
 
     @property
     def round_bytes(self) -> tuple[int, int]:
@@ -281,8 +292,9 @@ class Averager:
         mean_P, contributors = self._results.mean(commit)
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
-        included = self._own.advance(commit, mean_P, contributors, me)
-        error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
+        with self._changing:
+            included = self._own.advance(commit, mean_P, contributors, me)
+            error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         self._results.forget_step()
         for meter in (self._transfers.up, self._transfers.down):
@@ -413,8 +425,9 @@ class Averager:
         kept = ""
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
-            self._own.load(state)
-            self._feedback.forget()
+            with self._changing:
+                self._own.load(state)
+                self._feedback.forget()
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()

@@ -42,7 +42,7 @@ class Exchange:
     ) -> None:
         self.transfers = Transfers(transport, self._room, self._on_grown, results.piece, strike, silent)
         self._peer, self._results = transport.peer, results
-        self._happened, self._spawn, self._report = happened, spawn, report
+        self._happened, self._spawn, self._strike, self._report = happened, spawn, strike, report
         self._descriptor: Descriptor | None = None
         self._incoming: dict[tuple[str, Kind, int], Payload] = {}
         self._again: Counter[tuple[str, Kind, int]] = Counter()
@@ -84,6 +84,8 @@ class Exchange:
             await self.transfers.push(to, kind, descriptor.plan_id, shard, payload, rank)
         except Dropped:
             return
+        except ProtocolViolation as error:
+            self._strike(to, error.reason)
         except PeerError as error:
             # If the peer is gone, its control streams say so; if not, the round's deadlines do.
             self._report("transfer_failed", member=to, shard=shard, reason=error.reason)

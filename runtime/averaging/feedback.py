@@ -16,8 +16,13 @@ from runtime.averaging.payload import OwnShare
 class Feedback:
     """One peer's; four bytes a parameter with a codec that loses something, none with one that does not."""
 
-    def __init__(self) -> None:
-        self._lost_P: Tensor | None = None
+    def __init__(self, lost_P: Tensor | None = None) -> None:
+        self._lost_P = lost_P
+
+    @property
+    def lost_P(self) -> Tensor | None:
+        """Float32 (P,), None before anything was lost."""
+        return self._lost_P
 
     def contribution(self, pseudo_gradient_P: Tensor) -> Tensor:
         """The pseudo-gradient, float32 (P,), with what is still held added in place."""

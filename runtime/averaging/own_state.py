@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from runtime.averaging.lineage import next_lineage
@@ -10,6 +11,10 @@ from runtime.averaging.phases import Trainer
 from runtime.averaging.statesync import Claim, State
 
 KEPT_CLAIMS = 1024
+
+
+def copied(vector_P: Tensor, memory_P: Tensor | None) -> Tensor:
+    return (torch.empty_like(vector_P) if memory_P is None else memory_P).copy_(vector_P)
 
 
 class OwnState:
@@ -52,8 +57,9 @@ class OwnState:
             self._snapshot = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
         return self._snapshot
 
-    def copy(self) -> State:
-        anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+    def copy(self, memory: Sequence[Tensor | None] = (None, None)) -> State:
+        """All of it, in ``memory``, float32 (P,) for the anchor and the momentum; where there is none, in its own."""
+        anchor_P, momentum_P = map(copied, (self._trainer.anchor_P, self._trainer.momentum_P), memory)
         return State(self.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
 
     def advance(

@@ -119,9 +119,11 @@ class Results:
         for shares in self._shares.values():
             for share in shares.values():
                 share.drop()
-        for result in (*self._decoding.values(), *(result for _, result in self._reductions.values())):
-            if not result.complete:
-                result.drop()
+        # Of an own share what is not encoded by now never will be: the contribution's memory is used again.
+        made = (*self._decoding.values(), *(result for _, result in self._reductions.values()), *self._own.values())
+        for payload in made:
+            if not payload.complete:
+                payload.drop()
         self._shares, self._own, self._reductions, self._results = {}, {}, {}, {}
         self._makers, self._decoding = set(), {}
         self.generation += 1

@@ -36,6 +36,8 @@ class State:
     """Whose contributions are in the last committed step, sorted."""
     anchor_P: Tensor
     momentum_P: Tensor
+    lost_P: Tensor | None = None
+    """Of this peer's contributions, what the codec lost and the next one makes up for; nobody else's business."""
 
     @property
     def position(self) -> tuple[int, int, bytes]:

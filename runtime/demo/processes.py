@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers.identity import Identity
-from runtime.demo.logs import Event, Tail, parse_events
+from runtime.log import Event, Tail, parse_events
 
 # Issue and manual promise that a peer says goodbye within five seconds of SIGTERM.
 GOODBYE_S = 5.0

@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 
 from runtime.config import RunConfig
-from runtime.demo.logs import Event
-from runtime.demo.logs import commits as committed_in
 from runtime.demo.toll import Toll
+from runtime.log import Event
+from runtime.log import commits as committed_in
 
 FLOAT32_BYTES = 4
 

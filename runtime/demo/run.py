@@ -15,13 +15,13 @@ from types import FrameType
 from rich.console import Console
 
 from runtime.config import RunConfig
-from runtime.demo.logs import commits
 from runtime.demo.processes import PeerProcess, end_all
 from runtime.demo.report import Demo, Happening, build_report, render_report
 from runtime.demo.storm import RESTART_S, Storm
 from runtime.demo.toll import Toll
 from runtime.demo.view import DemoView
 from runtime.errors import ConfigError
+from runtime.log import commits
 from runtime.runfile import render_run_file
 from runtime.training.data import load_corpus
 from runtime.training.model import PRESETS, build_model
@@ -33,6 +33,9 @@ POLL_S = 0.05
 OPENING_TIMEOUT_S = 120.0
 # By then every peer has the last outer step or is about to; a goodbye takes five seconds at most.
 FINISH_TIMEOUT_S = 30.0
+# At least as long is an outer step that a late joiner is to come to: beside a GPU all of them would be over before it
+# has imported what it needs.
+LEAST_STEP_S = 1.2
 # A storm ends so long before the run does, by its pace: who was killed last is back in time.
 CALM_S = 15.0
 
@@ -161,6 +164,7 @@ class Swarm:
                 self._late_peer = self._spawn(*self._join)
             if finished_at is None and self._committed >= self._options.outer_steps:
                 finished_at = now
+            if finished_at is not None:
                 self._end_late_starters()
             if finished_at is not None and now > finished_at + FINISH_TIMEOUT_S:
                 late = ", ".join(peer.name for peer in self.peers if peer.exit_code is None)
@@ -192,7 +196,9 @@ class Swarm:
 
     def _spawn(self, *arguments: str) -> PeerProcess:
         name = self._next_name()
-        peer = PeerProcess(name, self._workdir / name, arguments)
+        step_s = LEAST_STEP_S if self._options.late_joiner else 0.0
+        pace = ("--inner-step-s", str(step_s / self._options.inner_steps))
+        peer = PeerProcess(name, self._workdir / name, (*arguments, *pace))
         self.peers.append(peer)
         return peer
 
@@ -217,9 +223,12 @@ class Swarm:
         peer.start(self._join)
 
     def _end_late_starters(self) -> None:
-        """The run is over: who has only just started would find nobody."""
-        for peer in self.peers:
-            if self._storm is not None and peer.exit_code is None and not peer.is_member:
+        """The run is over: who has only just started would find nobody, and wait."""
+        alive = [peer for peer in self.peers if peer.exit_code is None]
+        starting = [peer for peer in alive if not peer.is_member]
+        # Whoever has the last step waits a while for those who are about to have it too.
+        if self._storm is not None or starting == alive == [self._late_peer]:
+            for peer in starting:
                 peer.kill()
 
     def toll(self) -> Toll | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from runtime.demo.logs import Event, commits
+from runtime.log import Event, commits
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,29 @@
-"""The committed state of a run on this machine's disk, so that a peer can come back with it.
+"""The state of a run, and of this peer's own training, to and from a checkpoint on disk.
 
 Shape letters: P elements of all parameters together.
 """
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runtime.checkpoints import Checkpoint, checkpoint_name, found, write
 from runtime.errors import ConfigError
-from runtime.training.model import digest
+from runtime.training.inner import InnerState
 
-STATE_FILE = "state.safetensors"
-FORMAT = "atoll-state-2"
+STATE_FILE, INNER_FILE = "state.safetensors", "inner.safetensors"
+INNER_TENSORS = ("moment_P", "square_P", "local_P", "generator")
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What all peers of one lineage have in common; the inner optimizer is each peer's own and is not in it."""
+    """What all peers of one lineage have in common."""
 
     outer_step: int
     lineage: bytes
@@ -34,72 +36,88 @@ class TrainingState:
     """float32 on the CPU."""
     momentum_P: Tensor
     """Of the outer optimizer; float32 on the CPU."""
+    lost_P: Tensor | None = None
+    """What the codec lost of this peer's own contributions; float32 on the CPU."""
 
 
-def save_state(folder: Path, state: TrainingState, name: str = STATE_FILE) -> None:
-    """Write the file ``name``, creating ``folder``: after a crash there is the old file or the new one, whole.
+def save_checkpoint(folder: Path, state: TrainingState, inner: InnerState | None = None, *, fork: bool = False) -> Path:
+    """Write a checkpoint into a peer's folder; where.
 
-    Raises: OSError if the disk does not take it; the old file stands then.
+    Args:
+        inner: this peer's own training from that state on, as far as it is known.
+        fork: whether it is of a history that is being left.
+    Raises: OSError if the disk does not take it; what was saved before stands.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}"
-    metadata = {
-        "format": FORMAT,
-        "outer_step": str(state.outer_step),
+    fields = {} if inner is None else vars(inner)
+    own = {"lost_P": state.lost_P, **{name: value for name, value in fields.items() if name in INNER_TENSORS}}
+    own_tensors = {name: tensor for name, tensor in own.items() if tensor is not None}
+    name = checkpoint_name(state.outer_step, inner.inner_steps if inner else 0, state.lineage, fork)
+    content = {
+        "outer_step": state.outer_step,
         "lineage": state.lineage.hex(),
-        "tokens": str(state.tokens),
-        "group": " ".join(state.group),
-        "digest": digest(state.anchor_P, state.momentum_P).hex(),
+        "tokens": state.tokens,
+        "group": state.group,
+        "inner": {name: value for name, value in fields.items() if name not in INNER_TENSORS},
     }
-    try:
-        save_file({"anchor": state.anchor_P, "momentum": state.momentum_P}, temporary, metadata=metadata)
-        _fsync(temporary)
-        temporary.replace(folder / name)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    _fsync(folder)
+
+    def write_files(into: Path) -> None:
+        try:
+            save_file({"anchor": state.anchor_P, "momentum": state.momentum_P}, into / STATE_FILE)
+            if own_tensors:
+                save_file(own_tensors, into / INNER_FILE)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    return write(folder, name, content, write_files)
 
 
-def load_state(folder: Path) -> TrainingState | None:
-    """The state saved in ``folder``, or None if there is none.
+def load_newest(
+    folder: Path, report: Callable[[Path, str], None] = lambda path, reason: None
+) -> tuple[TrainingState, InnerState | None] | None:
+    """The newest checkpoint in a peer's folder that is whole, None if there is none at all.
 
-    Raises: ConfigError naming the file if it is torn, altered or not one of ours.
+    Args: report is told of each that cannot be used, and why.
+    Raises: ConfigError if there are some and none can be used.
     """
-    file = folder / STATE_FILE
-    if not file.exists():
-        return None
-    try:
-        with safe_open(file, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-            state = TrainingState(
-                outer_step=int(metadata["outer_step"]),
-                lineage=bytes.fromhex(metadata["lineage"]),
-                tokens=int(metadata["tokens"]),
-                group=tuple(metadata["group"].split()),
-                anchor_P=stored.get_tensor("anchor"),
-                momentum_P=stored.get_tensor("momentum"),
-            )
-        _check(state, metadata["digest"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"Cannot use the saved state {file} ({error}): move it away to start without it.") from error
-    return state
+    checkpoints, broken = found(folder)
+    for path, reason in broken.items():
+        report(path, reason)
+    for checkpoint in checkpoints:
+        try:
+            return load_checkpoint(checkpoint)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            broken[checkpoint.path] = str(error)
+            report(checkpoint.path, str(error))
+    if broken:
+        path, reason = next(iter(broken.items()))
+        raise ConfigError(f"Cannot use the checkpoint {path} ({reason}): move it away to start without it.")
+    return None
 
 
-def _check(state: TrainingState, expected_digest: str) -> None:
-    for tensor in (state.anchor_P, state.momentum_P):
-        if tensor.dtype != torch.float32 or tensor.shape != (state.anchor_P.numel(),):
+def load_checkpoint(checkpoint: Checkpoint) -> tuple[TrainingState, InnerState | None]:
+    """Raises: ValueError, KeyError, TypeError, OSError or SafetensorError if it is not what was written."""
+    checkpoint.check()
+    shared = _tensors(checkpoint.path / STATE_FILE)
+    own: dict[str, Any] = dict.fromkeys(("lost_P", *INNER_TENSORS))
+    if INNER_FILE in checkpoint.files:
+        own |= _tensors(checkpoint.path / INNER_FILE)
+    for tensor in (shared["anchor"], shared["momentum"]):
+        if tensor.dtype != torch.float32 or tensor.shape != (shared["anchor"].numel(),):
             raise ValueError(f"it holds a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}")
-    if digest(state.anchor_P, state.momentum_P).hex() != expected_digest:
-        raise ValueError("its content does not match its digest")
+    state = TrainingState(
+        checkpoint.outer_step,
+        checkpoint.lineage,
+        checkpoint.tokens,
+        checkpoint.group,
+        shared["anchor"],
+        shared["momentum"],
+        own.pop("lost_P"),
+    )
+    if not checkpoint.inner:
+        return state, None
+    return state, InnerState(**{**own, **checkpoint.inner, "losses": tuple(checkpoint.inner["losses"])})
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tensors(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

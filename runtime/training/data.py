@@ -70,6 +70,17 @@ def load_corpus(source: str, path: str | None, validation_fraction: float) -> Co
     return Corpus(_as_tensor(train), _as_tensor(validation), len(texts))
 
 
+def load_text(path: str) -> Tensor:
+    """All the text of a file, a folder or a glob, uint8 (N,).
+
+    Raises: ConfigError if there is none.
+    """
+    texts = _read_texts(_named_files(path))
+    if not texts:
+        raise ConfigError(f"No readable text in {path}: name a text file, or a folder that has some, with --data.")
+    return _as_tensor(bytearray().join(texts.values()))
+
+
 def is_validation_file(relative_path: str, validation_fraction: float) -> bool:
     """Whether a file is kept for validation; of many files the share ``validation_fraction`` is."""
     hashed = hashlib.sha256(relative_path.encode("utf-8", "surrogateescape")).digest()
@@ -83,7 +94,7 @@ def sample_batch(data: Tensor, batch: int, context: int, generator: torch.Genera
     """
     _check_long_enough(data, context)
     starts_B = torch.randint(0, data.numel() - context, (batch,), generator=generator)
-    return _windows(data, starts_B, context)
+    return windows(data, starts_B, context)
 
 
 def validation_batches(data: Tensor, batch: int, context: int, n_batches: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,7 +107,7 @@ def validation_batches(data: Tensor, batch: int, context: int, n_batches: int) -
     n_windows = n_batches * batch
     for first in range(0, n_windows, batch):
         starts_B = torch.arange(first, first + batch) * last_start // max(n_windows - 1, 1)
-        yield _windows(data, starts_B, context)
+        yield windows(data, starts_B, context)
 
 
 def _check_long_enough(data: Tensor, context: int) -> None:
@@ -104,7 +115,8 @@ def _check_long_enough(data: Tensor, context: int) -> None:
         raise ValueError(f"{data.numel()} bytes of text are too few for a context of {context}")
 
 
-def _windows(data: Tensor, starts_B: Tensor, context: int) -> tuple[Tensor, Tensor]:
+def windows(data: Tensor, starts_B: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """The windows of ``data``, uint8 (N,), that begin there, and the same one byte later: both int64 (B, T)."""
     windows = data[starts_B[:, None] + torch.arange(context + 1)].long()
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

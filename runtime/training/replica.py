@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from runtime.config import InnerSection, RunConfig
+from runtime.config import RunConfig
 from runtime.errors import ConfigError
 from runtime.training.data import Corpus, sample_batch, validation_batches
-from runtime.training.model import VOCABULARY, build_model, digest, flatten, unflatten_into
+from runtime.training.inner import InnerState, copy_moments, inner_learning_rate, inner_optimizer, load_moments
+from runtime.training.model import VOCABULARY, build_model, digest, flatten, host_vector, unflatten_into
 from runtime.training.outer import apply_outer_step, outer_momentum
 
 # How late a stop may be seen by an inner step that is asleep.
@@ -33,15 +34,6 @@ class InnerResult:
     """Mean training loss in nats per byte, always finite: with no step since the anchor, the mean before it."""
     seconds: float
     """Time in inner steps."""
-
-
-def inner_learning_rate(step: int, total_steps: int, section: InnerSection) -> float:
-    """The rate of inner step ``step`` (from 0): linear warm-up, then a cosine down to ``final_ratio`` of the peak."""
-    if step < section.warmup_steps:
-        return section.learning_rate * (step + 1) / section.warmup_steps
-    progress = min((step - section.warmup_steps) / max(total_steps - section.warmup_steps, 1), 1.0)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return section.learning_rate * (section.final_ratio + (1.0 - section.final_ratio) * cosine)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -85,13 +77,16 @@ class Replica:
                 f"Only {shortest} bytes to train or validate on, and the model reads {self._context} at a time: "
                 "give more text with --data."
             )
-        self._optimizer = _inner_optimizer(self._model, config.inner)
+        self._optimizer = inner_optimizer(self._model, config.inner)
         self._generator = torch.Generator().manual_seed(peer_seed)
 
         self.outer_step = 0
-        self.anchor_P = flatten(self._model.parameters())
+        self.n_elements = sum(parameter.numel() for parameter in self._model.parameters())
+        self.anchor_P = flatten(self._model.parameters(), host_vector(self.n_elements, self._device))
         self.momentum_P = torch.zeros_like(self.anchor_P)
-        self.n_elements = self.anchor_P.numel()
+        self._moved_P = host_vector(self.n_elements, self._device)
+        self._kept: tuple[Tensor, Tensor] | None = None
+        """Memory of the moments in an ``InnerState``."""
 
         self._steps = 0
         self._tokens = 0
@@ -120,10 +115,12 @@ class Replica:
     def pseudo_gradient(self) -> Tensor:
         """``anchor - local``: the direction the inner steps moved, negated, so that it is subtracted as a gradient is.
 
-        Returns: float32 (P,) on the CPU.
+        Returns: float32 (P,) on the CPU, the caller's to change until the next call, which takes the memory again.
         """
-        local_P = flatten(self._model.parameters())
-        return torch.sub(self.anchor_P, local_P, out=local_P)
+        return self._moved(self._moved_P)
+
+    def _moved(self, out_P: Tensor) -> Tensor:
+        return torch.sub(self.anchor_P, flatten(self._model.parameters(), out_P), out=out_P)
 
     def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
         """Move the anchor by a committed mean, float32 (P,) on the CPU, and go on from there.
@@ -135,7 +132,8 @@ class Replica:
         Raises: ValueError for a mean or a range that does not fit the model; nothing is changed then.
         """
         n_missed = self._check_ranges(missed)
-        own_P = self.pseudo_gradient() if missed else None
+        # Not in the memory of the contribution, of which what the codec lost is still to be held.
+        own_P = self._moved(torch.empty_like(self.anchor_P)) if missed else None
         outer = self._config.outer
         apply_outer_step(
             self.anchor_P,
@@ -169,6 +167,38 @@ class Replica:
         self.outer_step = outer_step
         unflatten_into(self._model.parameters(), self.anchor_P)
         self._carry(0)
+
+    def inner_state(self) -> InnerState:
+        """What only this peer has of its training, copied; the next call takes the memory again."""
+        moment_P, square_P = self._kept or (torch.empty_like(self.anchor_P), torch.empty_like(self.anchor_P))
+        self._kept = moment_P, square_P
+        is_anchor = not self._steps and not self._tokens
+        return InnerState(
+            moment_P,
+            square_P,
+            None if is_anchor else flatten(self._model.parameters()),
+            self._generator.get_state(),
+            copy_moments(self._optimizer, self._model, moment_P, square_P),
+            self._steps,
+            self._tokens,
+            self._seconds,
+            tuple(self._losses),
+            self._last_mean_loss,
+        )
+
+    def load_inner_state(self, inner: InnerState) -> None:
+        """Go on from where ``inner_state`` was taken, the same anchor loaded before.
+
+        Raises: ValueError if it does not fit the model; nothing is changed then.
+        """
+        for vector in (inner.moment_P, inner.square_P, *(() if inner.local_P is None else (inner.local_P,))):
+            if vector.shape != (self.n_elements,) or vector.dtype != torch.float32:
+                raise ValueError(f"inner state of {vector.dtype} {tuple(vector.shape)} for {self.n_elements} elements")
+        self._generator.set_state(inner.generator)
+        load_moments(self._optimizer, self._model, inner)
+        unflatten_into(self._model.parameters(), self.anchor_P if inner.local_P is None else inner.local_P)
+        self._steps, self._tokens, self._seconds = inner.inner_steps, inner.tokens, inner.seconds
+        self._losses, self._last_mean_loss = list(inner.losses), inner.last_mean_loss
 
     def state_digest(self) -> bytes:
         """sha256 over anchor, then momentum: equal on all peers of one lineage."""
@@ -236,17 +266,3 @@ class Replica:
         self._tokens = self._tokens * n_missed // self.n_elements
         self._seconds = self._seconds * n_missed / self.n_elements
         self._losses = []
-
-
-def _inner_optimizer(model: nn.Module, inner: InnerSection) -> torch.optim.AdamW:
-    """AdamW with the betas of DiLoCo (arXiv:2311.08105); matrices decay, biases and norms do not."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": inner.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=inner.learning_rate,
-        betas=(0.9, 0.95),
-    )

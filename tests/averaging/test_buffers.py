@@ -42,10 +42,19 @@ def test_lengths_that_differ_a_little_share_their_memory_and_none_gets_too_littl
         assert len(Buffers().take(n_bytes)) == n_bytes
 
 
-def test_sizes_of_rounds_gone_by_are_let_go() -> None:
+def test_what_two_rounds_have_not_wanted_is_let_go() -> None:
     buffers = Buffers()
     buffers.take(LEAST_BYTES)
     buffers.trim()
     buffers.take(4 * LEAST_BYTES)
     buffers.trim()
-    assert list(buffers._buffers) == [4 * LEAST_BYTES]
+    assert [len(buffer) for buffer in buffers._buffers] == [4 * LEAST_BYTES]
+
+
+def test_what_a_later_round_gives_back_is_there_for_the_next() -> None:
+    """As the results of the last committed steps are: each round takes one and the oldest comes free at its end."""
+    buffers, kept = Buffers(), list[memoryview]()
+    for _ in range(8):
+        kept = [*kept, buffers.take(LEAST_BYTES)][-3:]
+        buffers.trim()
+    assert len(buffers._buffers) == 4

@@ -148,9 +148,8 @@ def test_a_folder_of_another_run_is_refused(home: Path, live: str, tmp_path_fact
         made.start(outer_steps=11, quorum=2)
         made.peers[0].process.terminate()
         assert made.peers[0].wait_for_exit() == 0
-        for name in ("manifest", "state.safetensors"):
-            if (other / "first" / name).exists():
-                shutil.copy(other / "first" / name, home / "peer" / name)
+        shutil.copy(other / "first" / "manifest", home / "peer" / "manifest")
+        shutil.copytree(other / "first" / "checkpoints", home / "peer" / "checkpoints", dirs_exist_ok=True)
     said = "belongs to another run: name another folder with --folder"
     assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
     assert_refused(home, said, "join", live, "--data", "text.txt")

@@ -1,89 +1,191 @@
+"""What is on disk is whole or not there, and a peer goes on from it bit for bit."""
+
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from runtime.checkpoints import CHECKPOINTS, MANIFEST, clear_unfinished, found, prune
+from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.errors import ConfigError
-from runtime.training.checkpoint import STATE_FILE, TrainingState, load_state, save_state
+from runtime.training.checkpoint import STATE_FILE, TrainingState, load_newest, save_checkpoint
+from runtime.training.data import Corpus, load_corpus
+from runtime.training.replica import Replica
+
+LINEAGE = bytes(range(32))
 
 
-def a_state(outer_step: int = 3) -> TrainingState:
+def a_state(outer_step: int = 3, tokens: int | None = None, lineage: bytes = LINEAGE) -> TrainingState:
     generator = torch.Generator().manual_seed(outer_step)
     anchor_P, momentum_P = torch.randn(2, 1000, generator=generator)
-    return TrainingState(outer_step, bytes(range(32)), 7000, ("bob", "cat"), anchor_P, momentum_P)
+    tokens = 1000 * outer_step if tokens is None else tokens
+    return TrainingState(outer_step, lineage, tokens, ("bob", "cat"), anchor_P, momentum_P)
+
+
+def load(folder: Path) -> TrainingState:
+    loaded = load_newest(folder)
+    assert loaded is not None
+    return loaded[0]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / CHECKPOINTS).iterdir())
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
-    saved = a_state()
-    save_state(tmp_path / "new" / "folder", saved)
-    loaded = load_state(tmp_path / "new" / "folder")
+    saved = replace(a_state(), lost_P=torch.rand(1000))
+    save_checkpoint(tmp_path / "new" / "folder", saved)
+    loaded, inner = load_newest(tmp_path / "new" / "folder") or (None, None)
     assert loaded is not None
-    assert (loaded.outer_step, loaded.lineage) == (saved.outer_step, saved.lineage)
-    assert torch.equal(loaded.anchor_P, saved.anchor_P)
-    assert torch.equal(loaded.momentum_P, saved.momentum_P)
+    assert inner is None
+    for name, value in vars(saved).items():
+        other = getattr(loaded, name)
+        assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
 
 
-def test_a_loaded_state_can_be_written_to_while_the_file_is_replaced(tmp_path: Path) -> None:
-    save_state(tmp_path, a_state(3))
-    loaded = load_state(tmp_path)
-    assert loaded is not None
+def test_a_loaded_state_can_be_written_to_while_its_checkpoint_is_let_go(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, a_state(3))
+    loaded = load(tmp_path)
+    save_checkpoint(tmp_path, a_state(4))
+    prune(tmp_path, 1, 0)
     loaded.anchor_P.zero_()
-    save_state(tmp_path, a_state(4))
-    again = load_state(tmp_path)
-    assert again is not None
-    assert torch.equal(again.anchor_P, a_state(4).anchor_P)
+    assert torch.equal(load(tmp_path).anchor_P, a_state(4).anchor_P)
     assert not loaded.anchor_P.any()
 
 
 def test_an_empty_or_missing_folder_has_no_state(tmp_path: Path) -> None:
-    assert load_state(tmp_path) is None
-    assert load_state(tmp_path / "missing") is None
+    assert load_newest(tmp_path) is None
+    assert load_newest(tmp_path / "missing") is None
 
 
-def test_nothing_but_the_state_is_left_behind(tmp_path: Path) -> None:
-    save_state(tmp_path, a_state(3))
-    save_state(tmp_path, a_state(4))
-    assert [file.name for file in tmp_path.iterdir()] == [STATE_FILE]
+def test_the_newest_and_every_nth_stay_and_forks_are_left_alone(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, a_state(2), fork=True)
+    for outer_step in range(1, 12):
+        save_checkpoint(tmp_path, a_state(outer_step))
+        prune(tmp_path, 2, 5)
+    kept = LINEAGE.hex()[:12]
+    assert names(tmp_path) == [*(f"{n:08d}.00000-{kept}" for n in (5, 10, 11)), f"fork-00000002.00000-{kept}"]
 
 
-def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_state(tmp_path, a_state(3))
+def test_the_heavier_history_is_the_newest(tmp_path: Path) -> None:
+    """A peer that went over to it may have been at a later step of the one that it left."""
+    save_checkpoint(tmp_path, a_state(9, tokens=100))
+    save_checkpoint(tmp_path, a_state(7, tokens=200, lineage=bytes(32)))
+    assert load(tmp_path).outer_step == 7
+
+
+def test_a_write_that_fails_leaves_the_old_state_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, a_state(3))
+    before = names(tmp_path)
 
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        save_state(tmp_path, a_state(4))
-    loaded = load_state(tmp_path)
-    assert loaded is not None
-    assert loaded.outer_step == 3
-    assert [file.name for file in tmp_path.iterdir()] == [STATE_FILE]
+        save_checkpoint(tmp_path, a_state(4))
+    assert load(tmp_path).outer_step == 3
+    assert names(tmp_path) == before
 
 
+def test_what_a_killed_process_had_not_finished_is_cleared_away(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, a_state(3))
+    before = names(tmp_path)
+    unfinished = tmp_path / CHECKPOINTS / ".00000004.00000-aa"
+    unfinished.mkdir()
+    (unfinished / STATE_FILE).write_bytes(b"half")
+    assert load(tmp_path).outer_step == 3
+    clear_unfinished(tmp_path)
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", [STATE_FILE, MANIFEST])
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.01, 0.5, 0.999])
-def test_a_torn_file_is_named(tmp_path: Path, kept: float) -> None:
-    save_state(tmp_path, a_state())
-    file = tmp_path / STATE_FILE
-    content = file.read_bytes()
-    file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ConfigError, match=STATE_FILE):
-        load_state(tmp_path)
+def test_of_a_torn_checkpoint_is_told_and_the_one_before_is_used(tmp_path: Path, kept: float, file: str) -> None:
+    save_checkpoint(tmp_path, a_state(3))
+    torn = save_checkpoint(tmp_path, a_state(4))
+    content = (torn / file).read_bytes()
+    # The last byte of a manifest is a newline, which nobody misses.
+    (torn / file).write_bytes(content[: int(kept * (len(content) - 2))])
+    told = dict[Path, str]()
+    loaded = load_newest(tmp_path, told.__setitem__)
+    assert loaded is not None
+    assert loaded[0].outer_step == 3
+    assert list(told) == [torn]
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    save_state(tmp_path, a_state())
-    file = tmp_path / STATE_FILE
+    file = save_checkpoint(tmp_path, a_state()) / STATE_FILE
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="does not match its digest"):
-        load_state(tmp_path)
+        load_newest(tmp_path)
 
 
-def test_somebody_elses_safetensors_file_is_named(tmp_path: Path) -> None:
-    save_file({"anchor": torch.zeros(3)}, tmp_path / STATE_FILE)
-    with pytest.raises(ConfigError, match="its format is None"):
-        load_state(tmp_path)
+def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, a_state())
+    (tmp_path / "secret").write_bytes(b"secret")
+    manifest = next((tmp_path / CHECKPOINTS).iterdir()) / MANIFEST
+    manifest.write_text(manifest.read_text().replace(STATE_FILE, "../../secret"))
+    (checkpoint,), _ = found(tmp_path)
+    assert list(checkpoint.files) == ["secret"]
+    with pytest.raises(ConfigError, match="No such file"):
+        load_newest(tmp_path)
+
+
+CONFIG = replace(
+    RunConfig(),
+    inner=InnerSection(steps=6, batch=4, warmup_steps=5),
+    outer=OuterSection(steps=8, momentum_ramp_steps=8),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return load_corpus("stdlib", None, 0.05)
+
+
+@pytest.mark.parametrize("stopped_at", [0, 4])
+@pytest.mark.parametrize("missed", [False, True])
+def test_a_replica_goes_on_bit_for_bit_from_what_is_on_disk(
+    tmp_path: Path, corpus: Corpus, stopped_at: int, missed: bool
+) -> None:
+    """Between two outer steps and within one; also with work in it that missed the outer step."""
+
+    def outer_step(replica: Replica) -> None:
+        replica.train(lambda: False)
+        ranges = [(0, 50_000)] if missed else []
+        replica.apply_outer_step(replica.pseudo_gradient() * 0.9, ranges)
+
+    replica, other = (Replica(CONFIG, corpus, device="cpu", peer_seed=seed) for seed in (1, 2))
+    outer_step(replica)
+    replica.train(lambda: replica.inner_steps_done >= stopped_at)
+    state = TrainingState(replica.outer_step, LINEAGE, 7, (), replica.anchor_P, replica.momentum_P)
+    save_checkpoint(tmp_path, state, replica.inner_state())
+    loaded = load_newest(tmp_path)
+    assert loaded is not None
+    kept, inner = loaded
+    assert inner is not None
+    assert inner.inner_steps == stopped_at
+    other.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
+    other.load_inner_state(inner)
+    for one in (replica, other):
+        outer_step(one)
+    assert replica.state_digest() == other.state_digest()
+    ended, other_ended = (replace(one.train(lambda: False), seconds=0.0) for one in (replica, other))
+    assert ended == other_ended
+    assert torch.equal(replica.pseudo_gradient(), other.pseudo_gradient())
+
+
+def test_an_inner_state_of_another_model_changes_nothing(corpus: Corpus) -> None:
+    replica = Replica(CONFIG, corpus, device="cpu", peer_seed=1)
+    replica.train(lambda: replica.inner_steps_done >= 2)
+    before, inner = replica.pseudo_gradient().clone(), replica.inner_state()
+    with pytest.raises(ValueError, match="inner state of"):
+        replica.load_inner_state(replace(inner, square_P=torch.zeros(5)))
+    assert torch.equal(replica.pseudo_gradient(), before)

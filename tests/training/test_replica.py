@@ -8,8 +8,9 @@ import torch
 from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.errors import ConfigError
 from runtime.training.data import Corpus, load_corpus
+from runtime.training.inner import inner_learning_rate
 from runtime.training.model import flatten
-from runtime.training.replica import Replica, inner_learning_rate
+from runtime.training.replica import Replica
 
 CONFIG = replace(
     RunConfig(),
@@ -110,7 +111,7 @@ def test_after_an_outer_step_nothing_is_left_over(corpus: Corpus) -> None:
 def test_what_missed_the_mean_is_exactly_what_is_carried(corpus: Corpus) -> None:
     replica = a_replica(corpus)
     replica.train(never)
-    g_P = replica.pseudo_gradient()
+    g_P = replica.pseudo_gradient().clone()
     missed = [(100, 5_000), (60_000, 136_448)]
     replica.apply_outer_step(g_P * 0.3, missed=missed)
     expected_P = torch.zeros_like(g_P)
@@ -127,7 +128,7 @@ def test_a_straggler_that_missed_everything_carries_its_work_into_a_whole_new_ph
     replica, other = a_replica(corpus, 0), a_replica(corpus, 1)
     other.train(never)
     replica.train(stop_after(replica, 3))
-    g_P = replica.pseudo_gradient()
+    g_P = replica.pseudo_gradient().clone()
     replica.apply_outer_step(other.pseudo_gradient(), missed=[(0, replica.n_elements)])
     other.apply_outer_step(other.pseudo_gradient())
     assert replica.state_digest() == other.state_digest()
@@ -205,7 +206,7 @@ def test_a_loaded_state_is_copied_and_drops_the_local_work(corpus: Corpus) -> No
 def test_ranges_that_do_not_fit_change_nothing(corpus: Corpus, missed: list[tuple[int, int]]) -> None:
     replica = a_replica(corpus)
     replica.train(stop_after(replica, 1))
-    before = (replica.state_digest(), replica.pseudo_gradient())
+    before = (replica.state_digest(), replica.pseudo_gradient().clone())
     with pytest.raises(ValueError, match="overlap or leave"):
         replica.apply_outer_step(before[1], missed=missed)
     assert replica.state_digest() == before[0]

@@ -1,0 +1,1 @@
+"""What each command does; ``cli.py`` has their names and what is common to all."""

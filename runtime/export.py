@@ -1,0 +1,97 @@
+"""A run's weights for others: safetensors under the names of the model's parameters, its shape, and a card."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from runtime.errors import ConfigError
+from runtime.log import commits, parse_events
+from runtime.shelf import KeptRun
+from runtime.training.checkpoint import TrainingState, load_newest
+from runtime.training.model import GPT, PRESETS, VOCABULARY, build_model, unflatten_into
+
+
+def trained_model(run: KeptRun) -> tuple[GPT, TrainingState]:
+    """The model with the weights of the newest checkpoint that is whole, on the CPU.
+
+    Raises: ConfigError if there is none.
+    """
+    loaded = load_newest(run.folder)
+    if loaded is None:
+        raise ConfigError(f"{run.folder} has no checkpoint yet: there is one after the first outer step")
+    model = build_model(run.manifest.config.model.preset, run.manifest.config.model.seed)
+    state, _ = loaded
+    unflatten_into(model.parameters(), state.anchor_P)
+    return model.eval(), state
+
+
+def export(run: KeptRun, into: Path) -> TrainingState:
+    """Write ``model.safetensors``, ``config.json`` and the card ``README.md`` into a new folder.
+
+    Raises: ConfigError if the folder is there already or cannot be written; nothing is left of it then.
+    """
+    model, state = trained_model(run)
+    preset = run.manifest.config.model.preset
+    temporary = into.with_name(f".{into.name}.unfinished")
+    try:
+        if into.exists():
+            raise ConfigError(f"{into} exists already and is never overwritten; name another with --output")
+        temporary.mkdir(parents=True)
+        save_file(model.state_dict(), temporary / "model.safetensors", metadata={"format": "pt"})
+        config = {"model_type": "atoll-byte-gpt", "vocabulary": VOCABULARY, "preset": preset, **asdict(PRESETS[preset])}
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (temporary / "README.md").write_text(card(run, state), "utf-8")
+        temporary.rename(into)
+    except OSError as error:
+        raise ConfigError(f"{into} cannot be written ({error.strerror}); name another with --output") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return state
+
+
+def card(run: KeptRun, state: TrainingState) -> str:
+    """What these weights are and who made them, in Markdown."""
+    config = run.manifest.config
+    n_parameters = state.anchor_P.numel()
+    lines = [
+        f"# {config.name}",
+        "",
+        f"A byte-level GPT of {n_parameters:,} parameters ({config.model.preset}), trained by volunteers with Atoll.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| run | `{run.manifest.run_id}` |",
+        f"| organiser | `{run.manifest.organiser}` |",
+        f"| lineage | `{state.lineage.hex()}` |",
+        f"| outer steps | {state.outer_step:,} of {config.outer.steps:,}, each of {config.inner.steps:,} inner steps |",
+        f"| tokens | {state.tokens:,} (bytes of text) |",
+        f"| data | {config.data.source} |",
+        "",
+        "## Contributors",
+        "",
+    ]
+    contributors = _contributors(run.folder, state)
+    if not contributors:
+        return "\n".join([*lines, "This peer's log does not say.", ""])
+    lines += ["As this peer's log has it:", "", "| peer | outer steps | tokens |", "|---|--:|--:|"]
+    return "\n".join([*lines, *(f"| `{peer}` | {steps:,} | {n:,} |" for peer, steps, n in contributors), ""])
+
+
+def _contributors(folder: Path, state: TrainingState) -> list[tuple[str, int, int]]:
+    """Peer, outer steps that it is in, tokens; those with the most tokens first."""
+    try:
+        events = commits(parse_events((folder / "events.jsonl").read_bytes()))
+    except OSError:
+        return []
+    steps, tokens = Counter[str](), Counter[str]()
+    # Of a step that was taken again, on another history or after a restart, the last counts.
+    taken = {event["outer_step"]: event for event in events if event["outer_step"] <= state.outer_step}
+    for event in taken.values():
+        for peer, weight in zip(event["members"], event["weights"], strict=True):
+            steps[peer] += 1
+            tokens[peer] += weight
+    return [(peer, steps[peer], n) for peer, n in tokens.most_common()]

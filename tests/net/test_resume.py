@@ -1,0 +1,71 @@
+"""A peer that ends and starts again goes on from its own disk as if it had never been away."""
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from swarm import Peer, Swarm, swarm
+
+from runtime.checkpoints import CHECKPOINTS
+from runtime.log import commits, parse_events
+
+STEPS = 8
+# Phases of a fifth of a second: long enough to be ended in.
+SLOW = ("--inner-step-s", "0.05")
+
+
+def anchors(peer: Peer) -> dict[int, set[str]]:
+    """By outer step, the hashes of the anchor in all of the log, of earlier processes as well."""
+    found: dict[int, set[str]] = {}
+    for event in commits(parse_events((peer.folder / "events.jsonl").read_bytes())):
+        found.setdefault(event["outer_step"], set()).add(event["anchor_sha256"])
+    return found
+
+
+def start(made: Swarm, until: int) -> Peer:
+    peer, _ = made.start(outer_steps=STEPS, options=SLOW)
+    peer.wait_for_step(until)
+    return peer
+
+
+def test_a_lone_peer_that_was_stopped_and_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    with swarm(whole) as made:
+        peer = start(made, STEPS)
+        assert peer.wait_for_exit() == 0
+        expected = anchors(peer)
+    (parts / "first").mkdir()
+    # What a peer draws from its data follows from its key.
+    shutil.copy(whole / "first" / "identity.key", parts / "first" / "identity.key")
+    with swarm(parts) as made:
+        peer = start(made, 2)
+        time.sleep(0.12)
+        peer.process.send_signal(signal.SIGINT)
+        assert peer.wait_for_exit() == 130
+        within = [path.name for path in (peer.folder / CHECKPOINTS).glob("*.0000[1-3]-*")]
+        assert within, "it was stopped within a phase, and has kept that"
+        peer = start(made, 5)
+        time.sleep(0.1)
+        peer.kill()
+        peer = start(made, STEPS)
+        assert peer.wait_for_exit() == 0
+        assert anchors(peer) == expected
+        assert set(expected) == set(range(1, STEPS + 1))
+        assert all(len(hashes) == 1 for hashes in expected.values())
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        peer = start(made, 3)
+        peer.process.send_signal(signal.SIGTERM)
+        assert peer.wait_for_exit() == 0
+        newest = sorted((peer.folder / CHECKPOINTS).glob("0*"))[-1]
+        file = newest / "state.safetensors"
+        file.write_bytes(file.read_bytes()[:1000])
+        peer = start(made, STEPS)
+        assert peer.wait_for("checkpoint_torn")["path"] == str(newest)
+        assert "an older one is" in peer.output
+        assert peer.all("outer_step_committed")[0]["outer_step"] > 1, "it has not begun again"
