@@ -84,11 +84,6 @@ class IdleTrainer:
     def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None:
         raise AssertionError("nobody joins late")
 
-    def state_digest(self) -> bytes:
-        return self.outer_step.to_bytes(32, "big")
-
-    anchor_digest = state_digest
-
 
 async def delay_proxy(host: str, port: int, delay_s: float) -> int:
     """Begin a process that passes connections on to a port and holds every byte back; the port that it listens at."""

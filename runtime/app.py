@@ -17,7 +17,9 @@ from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder
 from runtime.invite import Invite
 from runtime.manifest import Manifest, sign_manifest
+from runtime.partial import PartialState
 from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer, end
+from runtime.pieces import PieceList
 from runtime.saving import Saver
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
 from runtime.training.checkpoint import load_newest
@@ -39,7 +41,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
         manifest = folder.manifest()
         if manifest is None:
             nonce = secrets.token_hex(8)
-            manifest = sign_manifest(peer.identity, run_config, trainer.state_digest(), nonce)
+            manifest = sign_manifest(peer.identity, run_config, _state_digest(trainer), nonce)
         if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         folder.claim(manifest)
@@ -94,7 +96,7 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         await stream.receive(1)
 
     await peer.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
-    lineage, tokens = first_lineage(manifest.run_id, trainer.state_digest()), 0
+    lineage, tokens = first_lineage(manifest.run_id, _state_digest(trainer)), 0
     group: tuple[str, ...] = ()
     lost_P = None
 
@@ -113,7 +115,7 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
             "this folder has no outer step of the run, and only who has one can go on with it: waiting for a member"
             " (--anew begins the run again from its first weights)"
         )
-    if established and not tokens and trainer.state_digest() != manifest.initial_state:
+    if established and not tokens and _state_digest(trainer) != manifest.initial_state:
         raise ConfigError("this machine makes other first weights than the organiser's: join while a member is there")
     if trainer.outer_step == 0 and established:
         await _validate(peer, trainer)
@@ -134,6 +136,7 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
         on_partition=config.averaging.on_partition,
         last_outer_step=config.outer.steps,
         caps=peer.config.caps,
+        partial=PartialState(peer.folder.path),
         report=peer.log.report,
         committed=lambda: saver.keep(trainer.outer_step, averager.lineage),
         abandoned=lambda state: saver.keep_fork(state),
@@ -155,6 +158,10 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
     else:
         await saver.wait()
     return exit_code
+
+
+def _state_digest(trainer: Trainer) -> bytes:
+    return PieceList.of(trainer.anchor_P, trainer.momentum_P).digest
 
 
 async def _validate(peer: Peer, trainer: Trainer) -> None:

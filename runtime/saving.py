@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.averaging.statesync import State
+from runtime.averaging.claims import State
 from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, prune
 from runtime.training.checkpoint import TrainingState, save_checkpoint
 from runtime.training.inner import InnerState

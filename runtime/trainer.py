@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.config import PeerConfig, RunConfig
 from runtime.training.data import load_corpus
 from runtime.training.inner import InnerState
-from runtime.training.model import build_model, digest, flatten
+from runtime.training.model import build_model, flatten
 from runtime.training.outer import apply_outer_step, outer_momentum
 from runtime.training.replica import InnerResult, Replica
 
@@ -67,12 +67,6 @@ class AuxiliaryTrainer:
         self.anchor_P.copy_(anchor_P)
         self.momentum_P.copy_(momentum_P)
         self.outer_step = outer_step
-
-    def state_digest(self) -> bytes:
-        return digest(self.anchor_P, self.momentum_P)
-
-    def anchor_digest(self) -> bytes:
-        return digest(self.anchor_P)
 
     def inner_state(self) -> None:
         """It has none of its own."""
@@ -178,9 +172,3 @@ class ReplicaTrainer:
 
     def load_state(self, outer_step: int, anchor_P: Tensor, momentum_P: Tensor) -> None:
         self.replica.load_state(outer_step, anchor_P, momentum_P)
-
-    def state_digest(self) -> bytes:
-        return self.replica.state_digest()
-
-    def anchor_digest(self) -> bytes:
-        return self.replica.anchor_digest()

@@ -60,8 +60,10 @@ class View:
                 return f"member {short([member])} is here"
             case "member_down", {"member": str(member), "reason": reason}:
                 return f"member {short([member])} is gone: {reason}"
-            case "state_downloading", {"bytes": int(done), "of_bytes": int(all_bytes)}:
-                return f"downloading the state: {done / 1e6:.1f} of {all_bytes / 1e6:.1f} MB"
+            case "state_downloading", {"bytes": int(done), "of_bytes": int(total), "bytes_per_s": int(rate), **more}:
+                left_s = more["seconds_left"]
+                shown = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s, {left_s} s left"
+                return f"downloading the state: {shown}"
             case "joined", {"outer_step": step}:
                 return f"joined at outer step {step}"
             case "validated", {"outer_step": step, "val_loss": None}:

@@ -25,10 +25,10 @@ from peers.identity import Identity
 from peers.memory import MemoryNetwork
 from peers.messages import Role, Status
 from peers.service import Mesh
+from runtime.averaging.claims import State
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.averaging.statesync import State
-from runtime.training.model import digest
+from runtime.pieces import PieceList
 from runtime.training.outer import apply_outer_step, outer_momentum
 
 RUN_ID = "5" * 40
@@ -97,10 +97,7 @@ class SimulatedTrainer:
         self._carried_P, self._carried_tokens, self._done = torch.zeros(N_ELEMENTS), 0, 0.0
 
     def state_digest(self) -> bytes:
-        return digest(self.anchor_P, self.momentum_P)
-
-    def anchor_digest(self) -> bytes:
-        return digest(self.anchor_P)
+        return PieceList.of(self.anchor_P, self.momentum_P).digest
 
 
 @dataclass

@@ -21,18 +21,21 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.claims import State
 from runtime.averaging.codecs.registry import codec_named
+from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.feedback import Feedback
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
+from runtime.averaging.offers import MOST_BEHIND, Offers, Snapshot
 from runtime.averaging.own_state import OwnState, copied
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
-from runtime.averaging.statesync import Claim, State, StateSync
+from runtime.averaging.statesync import StateSync
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -63,6 +66,7 @@ class Averager:
         codec: of ``codecs.registry``, or "auto" with the ``codec_costs`` by which this peer chooses when it leads.
         last_outer_step: the run is over when this many outer steps are committed.
         caps: what ``transport`` keeps to.
+        partial: keeps what has come of a state whose download is interrupted.
         report: called with an event's name and fields, for the log.
         on_partition: "fork" or "stop", as in ``Terms``.
         committed: called after each applied step, in the same go.
@@ -88,6 +92,7 @@ class Averager:
         on_partition: str = "fork",
         last_outer_step: int,
         caps: Caps = NO_CAPS,
+        partial: Partial | None = None,
         report: Callable[..., None],
         committed: Callable[[], None] = lambda: None,
         abandoned: Callable[[State], str] = lambda state: "",
@@ -107,7 +112,10 @@ class Averager:
             transport, self._results, self._on_moved, self._spawn, self.strike, report, self._silent
         )
         self._transfers = self._exchange.transfers
-        self._sync = StateSync(transport, trainer.n_elements, self._snapshot, lambda: self._own.claims, self.strike)
+        self._offers, uplink = Offers(self._snapshot, self._replayable), self._transfers.uplink
+        self._sync = StateSync(
+            transport, trainer.n_elements, self._offers, self._own.claims, uplink, partial or Forgetful(), self.strike
+        )
         self._joining = Joining(
             self._sync, identity.peer, self._own, mesh.members, self.machine.roster, self._inbox.put_nowait, report
         )
@@ -316,6 +324,7 @@ class Averager:
         if loaded:
             self._own.claims.clear()
         claim = self._own.stand_by()
+        self._offers.trim(asyncio.get_running_loop().time())
         self.established = True
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
@@ -401,8 +410,12 @@ class Averager:
 
     # Joining: have the state that the members have, or get it.
 
-    def _snapshot(self) -> tuple[Claim, Tensor, Tensor] | None:
+    def _snapshot(self) -> Snapshot | None:
         return self._own.snapshot() if self.established else None
+
+    def _replayable(self, outer_step: int) -> bool:
+        near = self._own.outer_step - outer_step <= MOST_BEHIND
+        return near and self._results.keeps_since(outer_step, self._own.outer_step)
 
     def _end_attempt(self) -> None:
         self._joining.active = False
@@ -428,6 +441,7 @@ class Averager:
             with self._changing:
                 self._own.load(state)
                 self._feedback.forget()
+            self._offers.only(state.lineage)
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()

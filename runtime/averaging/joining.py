@@ -7,9 +7,10 @@ from typing import Any
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.messages import Status
+from runtime.averaging.claims import Claim, Refuted, State
 from runtime.averaging.own_state import OwnState
 from runtime.averaging.roster import Roster
-from runtime.averaging.statesync import Claim, Refuted, State, StateSync
+from runtime.averaging.statesync import StateSync
 
 RETRY_S = 1.0
 # A peer that came back to members who have all gone since waits so long for another.
@@ -60,7 +61,8 @@ class Joining:
         self._sync, self._own, self._members, self._roster = sync, own, members, roster
         self._peer, self._ended, self._report = peer, ended, report
         self._member_seen_at = asyncio.get_running_loop().time()
-        self._shown_at = 0.0
+        self._shown = 0.0, 0
+        """When progress was last told, and how many bytes were here then."""
 
     def sees_member(self) -> bool:
         """Whether anyone with a state of the run is linked; it remembers when that was so last."""
@@ -106,12 +108,12 @@ class Joining:
             own: this peer's state, None if it has only fresh weights of the run and nobody's to compare with.
             peers: everyone linked, witnesses of what has been committed.
         """
-        self._shown_at = asyncio.get_running_loop().time()
+        self._shown = asyncio.get_running_loop().time(), 0
         if own is not None and (own.outer_step, own.lineage) == (claimed.outer_step, claimed.lineage):
             return Joined(donor, None)
         witnesses = sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)
         try:
-            state = await self._sync.download(donor, witnesses, own, self._show_progress)
+            state = await self._sync.download(donor, witnesses, own, lambda: list(self._members()), self._show_progress)
             if own is None or not own.tokens:
                 return Joined(donor, state)
             past = await self._sync.ask(donor, own.outer_step)
@@ -126,6 +128,12 @@ class Joining:
         now = asyncio.get_running_loop().time()
         if done_bytes == all_bytes:
             self._report("state_downloaded", bytes=all_bytes)
-        elif now >= self._shown_at + 1.0:
-            self._shown_at = now
-            self._report("state_downloading", bytes=done_bytes, of_bytes=all_bytes)
+            return
+        at, before_bytes = self._shown
+        if now >= at + 1.0:
+            self._shown = now, done_bytes
+            rate = max(1, round((done_bytes - before_bytes) / (now - at)))
+            left_s = round((all_bytes - done_bytes) / rate, 1)
+            self._report(
+                "state_downloading", bytes=done_bytes, of_bytes=all_bytes, bytes_per_s=rate, seconds_left=left_s
+            )

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from runtime.averaging.claims import Claim, State
 from runtime.averaging.lineage import next_lineage
 from runtime.averaging.messages import Commit, MemberEntry
+from runtime.averaging.offers import Snapshot, snapshot_of
 from runtime.averaging.phases import Trainer
-from runtime.averaging.statesync import Claim, State
+from runtime.pieces import PieceList
 
 KEPT_CLAIMS = 1024
 
@@ -27,21 +29,23 @@ class OwnState:
         self.lineage, self.tokens, self.group = lineage, tokens, group
         self.claims: dict[int, Claim] = {}
         self._trainer = trainer
-        self._snapshot: tuple[Claim, Tensor, Tensor] | None = None
+        self._pieces: PieceList | None = None
         self._claim: Claim | None = None
 
     @property
     def outer_step(self) -> int:
         return self._trainer.outer_step
 
-    def anchor_digest(self) -> bytes:
-        return self._trainer.anchor_digest()
+    def pieces(self) -> PieceList:
+        """Of the present state; made once, since it takes a while."""
+        if self._pieces is None:
+            self._pieces = PieceList.of(self._trainer.anchor_P, self._trainer.momentum_P)
+        return self._pieces
 
     def claim(self) -> Claim:
-        """What this peer says of its state. The state's digest takes a while and is made once."""
+        """What this peer says of its state."""
         if self._claim is None:
-            digest = self._trainer.state_digest()
-            self._claim = Claim(self.outer_step, self.lineage, digest, self.tokens, self.group)
+            self._claim = Claim(self.outer_step, self.lineage, self.pieces().digest, self.tokens, self.group)
         return self._claim
 
     def stand_by(self) -> Claim:
@@ -50,12 +54,10 @@ class OwnState:
         self.claims.pop(self.outer_step - KEPT_CLAIMS, None)
         return claim
 
-    def snapshot(self) -> tuple[Claim, Tensor, Tensor]:
-        """Claim, anchor and momentum; the tensors are a copy that stays as it is, one for all who ask."""
-        if self._snapshot is None:
-            claim = self.claims[self.outer_step]
-            self._snapshot = claim, self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
-        return self._snapshot
+    def snapshot(self) -> Snapshot:
+        """A copy that stays as it is."""
+        anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+        return snapshot_of(self.claims[self.outer_step], self.pieces(), anchor_P, momentum_P)
 
     def copy(self, memory: Sequence[Tensor | None] = (None, None)) -> State:
         """All of it, in ``memory``, float32 (P,) for the anchor and the momentum; where there is none, in its own."""
@@ -85,11 +87,11 @@ class OwnState:
         included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
         self.tokens += sum(entry.weight for entry in included)
         self.group = tuple(entry.peer for entry in included)
-        self._claim = self._snapshot = None
+        self._claim = self._pieces = None
         return included
 
     def load(self, state: State) -> None:
         """Go over to a member's state."""
         self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
         self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
-        self._claim = self._snapshot = None
+        self._claim = self._pieces = None

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from runtime.averaging.claims import Claim, State
 from runtime.averaging.messages import Commit, MemberEntry
 from runtime.averaging.own_state import OwnState
-from runtime.averaging.statesync import Claim, State
 
 
 def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState) -> dict[str, object]:
@@ -19,7 +19,7 @@ def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState
         "outer_step": own.outer_step,
         "attempt": commit.descriptor.attempt,
         "lineage": own.lineage.hex(),
-        "anchor_sha256": own.anchor_digest().hex(),
+        "anchor_sha256": own.pieces().anchor_digest.hex(),
         "members": [entry.peer for entry in included],
         "weights": [entry.weight for entry in included],
         "tokens": own.tokens,

@@ -15,8 +15,9 @@ from runtime.averaging.payload import OwnShare, Payload
 from runtime.averaging.reduce import HEADER_BYTES, Reduction, read_header, result_bytes
 from runtime.averaging.transfer import Kind
 
-# Enough for a member that lost the end of a round to catch up with it; one byte a parameter each.
-KEPT_STEPS = 4
+# Committed results are kept for those who come later, one byte a parameter and step: so many steps, as long as all
+# together do not take more than this.
+LEAST_KEPT, MOST_KEPT, KEPT_BYTES = 4, 16, 512 << 20
 
 
 class Share(Payload):
@@ -266,8 +267,15 @@ class Results:
         """Keep a commit and its results for those that come later."""
         pieces = {digest: self.result(shard, digest) for shard, digest in enumerate(commit.digests)}
         self._kept[commit.descriptor.outer_step] = sealed, pieces
-        while len(self._kept) > KEPT_STEPS:
+        while len(self._kept) > LEAST_KEPT and (len(self._kept) > MOST_KEPT or self._kept_bytes() > KEPT_BYTES):
             self._kept.popitem(last=False)
+
+    def _kept_bytes(self) -> int:
+        return sum(len(piece.view) for _, pieces in self._kept.values() for piece in pieces.values())
+
+    def keeps_since(self, outer_step: int, until: int) -> bool:
+        """Whether the commits of all outer steps from one to another are kept."""
+        return all(step in self._kept for step in range(outer_step, until))
 
     def sealed_commit(self, outer_step: int) -> bytes | None:
         kept = self._kept.get(outer_step)

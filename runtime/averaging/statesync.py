@@ -1,106 +1,70 @@
-"""Downloading a run's state: from one member, and checked against what the others have committed."""
+"""A run's state: getting one, which one, checked against what the others have committed, from whom; and serving it."""
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated
-
-import torch
-from torch import Tensor
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 
 from peers.errors import PeerError, ProtocolViolation, StreamClosed
 from peers.transport import Stream, Transport
-from peers.wire import Codec, Digest, Length, PeerId
-from runtime.averaging.messages import MAX_MEMBERS
+from runtime.averaging.claims import (
+    STATE,
+    Claim,
+    ClaimRequest,
+    Have,
+    HaveRequest,
+    ListRequest,
+    OfferRequest,
+    PieceRequest,
+    Refuted,
+    State,
+)
+from runtime.averaging.download import Download, Partial
+from runtime.averaging.offers import Offers, snapshot_of
 from runtime.averaging.pacing import Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
+from runtime.pieces import PieceList, n_pieces
 
-STATE_PROTOCOL = "atoll-state-1"
+STATE_PROTOCOL = "atoll-state-2"
 # A claim names the last group: up to 256 peer ids.
 MAX_HEADER_BYTES = 1 << 15
 CLAIM_TIMEOUT_S = 5.0
 # A witness may have a step a moment later than the donor.
 ASK_AGAIN_S, MOST_ASKS = 0.3, 4
-
-
-@dataclass(frozen=True)
-class State:
-    """Anchor and outer momentum, float32 (P,) on the CPU, at the start of ``outer_step``."""
-
-    outer_step: int
-    lineage: bytes
-    tokens: int
-    """Committed by the lineage so far."""
-    group: tuple[str, ...]
-    """Whose contributions are in the last committed step, sorted."""
-    anchor_P: Tensor
-    momentum_P: Tensor
-    lost_P: Tensor | None = None
-    """Of this peer's contributions, what the codec lost and the next one makes up for; nobody else's business."""
-
-    @property
-    def position(self) -> tuple[int, int, bytes]:
-        """As of a ``Status``."""
-        return self.tokens, self.outer_step, self.lineage
-
-
-@dataclass(frozen=True)
-class ClaimRequest:
-    """What do you say that the state of this outer step is?"""
-
-    outer_step: int
-
-
-@dataclass(frozen=True)
-class StateRequest:
-    """Send me the state that you are at."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    outer_step: int
-    lineage: Digest
-    state: Digest
-    """SHA-256 of the anchor's bytes, then the momentum's, little-endian float32."""
-    tokens: int
-    group: Annotated[tuple[PeerId, ...], Length(0, MAX_MEMBERS)]
-
-    @property
-    def position(self) -> tuple[int, int, bytes]:
-        """As of a ``Status``."""
-        return self.tokens, self.outer_step, self.lineage
-
-
-class Refuted(ProtocolViolation):
-    """More of the others contradict a donor than confirm it."""
-
-
-STATE = Codec(ClaimRequest, StateRequest, Claim)
+# Behind all that a round sends: none waits for a joiner.
+RANK = 1 << 20
+# Whoever fetches a state asks again within this.
+FETCHING_S = 3.0
 
 
 class StateSync:
     """Serves this peer's state, and gets another's.
 
     Args:
-        snapshot: the claim for the present state, and its anchor and momentum as float32 vectors that are not written
-            to any more; None while there is none.
+        offers: what this peer has of the run's state for others.
         claims: the claims of this peer for the last outer steps, by outer step.
+        uplink: what the rounds send by as well.
+        partial: keeps the pieces of a download that is interrupted.
     """
 
     def __init__(
         self,
         transport: Transport,
         n_elements: int,
-        snapshot: Callable[[], tuple[Claim, Tensor, Tensor] | None],
-        claims: Callable[[], dict[int, Claim]],
+        offers: Offers,
+        claims: Mapping[int, Claim],
+        uplink: Uplink,
+        partial: Partial,
         strike: Callable[[str, str], None],
     ) -> None:
         self.bytes_sent = 0
-        self.serving = 0
-        """Downloads of this peer's state that are under way."""
-        self._transport, self._n_elements = transport, n_elements
-        self._snapshot, self._claims, self._strike = snapshot, claims, strike
+        self._transport, self._n_elements, self._offers = transport, n_elements, offers
+        self._claims, self._uplink, self._partial, self._strike = claims, uplink, partial, strike
+        self._fetching: PieceList | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether somebody is fetching this peer's state."""
+        return self._offers.used_since(asyncio.get_running_loop().time() - FETCHING_S)
 
     def _count(self, n_bytes: int) -> None:
         self.bytes_sent += n_bytes
@@ -108,53 +72,90 @@ class StateSync:
     async def serve(self) -> None:
         await self._transport.serve(STATE_PROTOCOL, self._on_request)
 
+    # Getting a state.
+
     async def download(
-        self, donor: str, witnesses: Sequence[str], own: Claim | None, progress: Callable[[int, int], None]
+        self,
+        donor: str,
+        witnesses: Sequence[str],
+        own: Claim | None,
+        linked: Callable[[], Sequence[str]],
+        progress: Callable[[int, int], None],
     ) -> State:
-        """The donor's present state, once more than half of the other witnesses that know its step confirm its claim.
+        """A state that is further than ``own``, once more than half of the witnesses that know its step confirm it.
 
-        Where this peer has a state of the run itself, and that is on a fork, only witnesses count that are as heavy.
+        Of those that the donor and the witnesses offer it is the one that most of them do. Where this peer has a state
+        of the run itself, and that is on a fork, only witnesses count that are as heavy.
 
-        Args: progress is called with bytes done and bytes in all.
-        Raises: PeerError blaming the donor, if it is gone, or sends what does not match its claim; Refuted.
+        Args:
+            linked: everyone who is there.
+            progress: called with bytes done and bytes in all.
+        Raises: PeerError blaming the donor, if nobody has it any more, or what is offered does not hold; Refuted.
         """
-        stream = await self._transport.open(donor, (), STATE_PROTOCOL)
+        peers = list(dict.fromkeys((donor, *witnesses)))
+        offers = await self._ask_all(peers, OfferRequest(own.tokens + 1 if own and own.tokens else 0))
+        further = {peer: claim for peer, claim in offers.items() if own is None or claim.position > own.position}
+        if donor not in further:
+            raise StreamClosed(donor, "offers no state that is further than this peer's")
+        n_offers = Counter(further.values())
+        claim = max(n_offers, key=lambda one: (n_offers[one], one == further[donor], one.position))
+        offering = [peer for peer, offered in further.items() if offered == claim]
+        await self._confirm(offering[0], claim, peers, own)
+        pieces = await self._list(offering, claim)
+        self._offers.fetched.clear()
+        self._fetching = pieces
+        sources = _Sources(self, claim.state, pieces, offering, linked)
+        have = self._offers.fetched
+        salt = self._transport.peer
+        fetch = Download(pieces, self._n_elements, salt, sources, self._partial, have, self._strike, progress)
         try:
-            await stream.send(STATE.encode(StateRequest()))
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                claim = await self._claim(stream)
-            await self._confirm(donor, claim, witnesses, own)
-            anchor = await self._vector(stream, 0, progress)
-            momentum = await self._vector(stream, len(anchor), progress)
-        except TimeoutError:
-            raise StreamClosed(donor, "no answer") from None
+            anchor_P, momentum_P = await fetch.run()
+        except StreamClosed as error:
+            raise StreamClosed(offering[0], error.reason) from None
         finally:
-            stream.close()
-        digest = hashlib.sha256(anchor)
-        digest.update(momentum)
-        if digest.digest() != claim.state:
-            raise ProtocolViolation(donor, "sent a state that is not the one it claims")
-        anchor_P, momentum_P = (torch.frombuffer(view, dtype=torch.float32) for view in (anchor, momentum))
+            self._fetching = None
+            have.clear()
+        # Others may be fetching it still.
+        self._offers.add(snapshot_of(claim, pieces, anchor_P, momentum_P), asyncio.get_running_loop().time())
         return State(claim.outer_step, claim.lineage, claim.tokens, claim.group, anchor_P, momentum_P)
 
-    async def _claim(self, stream: Stream) -> Claim:
-        claim = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
-        if not isinstance(claim, Claim):
-            raise ProtocolViolation(stream.peer, "a claim was due")
-        return claim
+    async def _list(self, offering: Sequence[str], claim: Claim) -> PieceList:
+        """The digests of the state's pieces, from the first who has the right ones."""
+        for peer in offering:
+            payload = Payload(2 * 32 * n_pieces(self._n_elements))
+            try:
+                await self.fetch(peer, ListRequest(claim.state), payload)
+                pieces = PieceList.parse(payload.view)
+                if pieces.digest == claim.state:
+                    return pieces
+                self._strike(peer, "sent the pieces of a state that is not the one it claims")
+            except ProtocolViolation as error:
+                self._strike(error.peer, error.reason)
+            except (PeerError, TimeoutError):
+                continue
+        raise StreamClosed(offering[0], "nobody has the list of the state's pieces")
 
-    async def _vector(self, stream: Stream, done_bytes: int, progress: Callable[[int, int], None]) -> memoryview:
-        vector = Payload(4 * self._n_elements)
-        await receive_payload(stream, vector, lambda: progress(done_bytes + vector.n_ready, 8 * self._n_elements))
-        return vector.view
+    async def fetch(self, peer: str, request: ListRequest | PieceRequest, into: Payload) -> None:
+        """Raises: PeerError, also if the peer does not have it."""
+        stream = await self._transport.open(peer, (), STATE_PROTOCOL)
+        try:
+            await stream.send(STATE.encode(request))
+            await receive_payload(stream, into)
+        finally:
+            stream.close()
+
+    async def haves(self, peer: str, state: bytes) -> bytes:
+        """The bits of ``Have``. Raises: PeerError, TimeoutError."""
+        answer = await self._exchange(peer, HaveRequest(state))
+        if not isinstance(answer, Have):
+            raise ProtocolViolation(peer, "what it has was due")
+        return answer.bits
 
     async def _confirm(self, donor: str, claim: Claim, witnesses: Sequence[str], own: Claim | None) -> None:
         others = [peer for peer in witnesses if peer != donor]
         heard: list[Claim] = []
         for _ in range(MOST_ASKS):
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self.ask(peer, claim.outer_step)) for peer in others]
-            heard = [known for task in asked if (known := task.result()) is not None]
+            heard = list((await self._ask_all(others, ClaimRequest(claim.outer_step))).values())
             # With others there, one of them has to know the step: a donor alone could be anywhere.
             if heard or not others:
                 break
@@ -168,46 +169,106 @@ class StateSync:
             reason = f"only {agreeing} of {len(heard)} others confirm its state of outer step {claim.outer_step}"
             raise Refuted(donor, reason)
 
+    async def _ask_all(self, peers: Sequence[str], request: ClaimRequest | OfferRequest) -> dict[str, Claim]:
+        """What each says; those that do not know or are gone are left out."""
+        async with asyncio.TaskGroup() as tasks:
+            asked = {peer: tasks.create_task(self._ask(peer, request)) for peer in peers}
+        return {peer: known for peer, task in asked.items() if (known := task.result()) is not None}
+
     async def ask(self, peer: str, outer_step: int) -> Claim | None:
         """What a peer says that the state of an outer step is, None if it does not know or is gone."""
+        return await self._ask(peer, ClaimRequest(outer_step))
+
+    async def _ask(self, peer: str, request: ClaimRequest | OfferRequest) -> Claim | None:
         try:
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                stream = await self._transport.open(peer, (), STATE_PROTOCOL)
-                try:
-                    await stream.send(STATE.encode(ClaimRequest(outer_step)))
-                    return await self._claim(stream)
-                finally:
-                    stream.close()
+            answer = await self._exchange(peer, request)
         except (PeerError, TimeoutError):
             return None
+        return answer if isinstance(answer, Claim) else None
+
+    async def _exchange(self, peer: str, request: object) -> object:
+        async with asyncio.timeout(CLAIM_TIMEOUT_S):
+            stream = await self._transport.open(peer, (), STATE_PROTOCOL)
+            try:
+                await stream.send(STATE.encode(request))
+                return STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+            finally:
+                stream.close()
+
+    # Serving.
 
     async def _on_request(self, stream: Stream) -> None:
         try:
-            request = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
-            if isinstance(request, ClaimRequest):
-                known = self._claims().get(request.outer_step)
-                if known is None:
-                    return
-                await stream.send(STATE.encode(known))
-            elif isinstance(request, StateRequest):
-                snapshot = self._snapshot()
-                if snapshot is None:
-                    return
-                claim, anchor_P, momentum_P = snapshot
-                await stream.send(STATE.encode(claim))
-                self.serving += 1
-                uplink = Uplink()
-                try:
-                    for vector_P in (anchor_P, momentum_P):
-                        payload = Payload.of(vector_P.numpy().data.cast("B"))
-                        await send_payload(stream, payload, uplink, count=self._count)
-                finally:
-                    self.serving -= 1
-            else:
-                raise ProtocolViolation(stream.peer, "a request was due")
-            if isinstance(request, ClaimRequest):
-                await stream.receive(1)
+            await self._answer(stream, STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer))
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except StreamClosed:
             return
+
+    async def _answer(self, stream: Stream, request: object) -> None:
+        now = asyncio.get_running_loop().time()
+        match request:
+            case ClaimRequest(outer_step):
+                await self._say(stream, self._claims.get(outer_step))
+            case OfferRequest(least_tokens):
+                snapshot = self._offers.offer(least_tokens, now)
+                await self._say(stream, snapshot.claim if snapshot else None)
+            case HaveRequest(state):
+                await self._say(stream, self._have(state))
+            case ListRequest(state):
+                pieces = self._offers.list_of(state)
+                await self._send(stream, bytes(pieces) if pieces else None)
+            case PieceRequest(digest):
+                await self._send(stream, self._offers.piece(digest, now))
+            case _:
+                raise ProtocolViolation(stream.peer, "a request was due")
+
+    def _have(self, state: bytes) -> Have | None:
+        pieces = self._fetching
+        if pieces is None or pieces.digest != state:
+            pieces = self._offers.list_of(state)
+            return Have(_bits(pieces, pieces.distinct)) if pieces else None
+        return Have(_bits(pieces, self._offers.fetched))
+
+    async def _say(self, stream: Stream, answer: Claim | Have | None) -> None:
+        if answer is not None:
+            await stream.send(STATE.encode(answer))
+            await stream.receive(1)
+
+    async def _send(self, stream: Stream, data: memoryview | bytes | None) -> None:
+        if data is not None:
+            await send_payload(stream, Payload.of(memoryview(data)), self._uplink, RANK, count=self._count)
+
+
+class _Sources:
+    """Where the pieces of one state come from."""
+
+    def __init__(
+        self,
+        sync: StateSync,
+        state: bytes,
+        pieces: PieceList,
+        offering: Sequence[str],
+        linked: Callable[[], Sequence[str]],
+    ) -> None:
+        self._sync, self._state, self._pieces = sync, state, pieces
+        self._offering, self._linked = offering, linked
+
+    def members(self) -> list[str]:
+        linked = self._linked()
+        return [peer for peer in self._offering if peer in linked]
+
+    def joiners(self) -> list[str]:
+        return [peer for peer in self._linked() if peer not in self._offering]
+
+    async def haves(self, joiner: str) -> frozenset[int]:
+        bits = int.from_bytes(await self._sync.haves(joiner, self._state), "little")
+        return frozenset(index for index in range(len(self._pieces.distinct)) if bits >> index & 1)
+
+    def fetch(self, source: str, digest: bytes, into: Payload) -> Awaitable[None]:
+        return self._sync.fetch(source, PieceRequest(digest), into)
+
+
+def _bits(pieces: PieceList, have: Container[bytes]) -> bytes:
+    bits = sum(1 << index for index, digest in enumerate(pieces.distinct) if digest in have)
+    return bits.to_bytes(-(-len(pieces.distinct) // 8), "little")

@@ -75,7 +75,7 @@ class Transfers:
         self._transport, self._room, self._grown = transport, room, grown
         self._piece, self._strike, self._silent = piece, strike, silent
         self._serving: dict[str, int] = {}
-        self._uplink = Uplink()
+        self.uplink = Uplink()
         self._plan: bytes | None = None
         self._past: dict[bytes, None] = {}
         self._plan_changed = asyncio.Event()
@@ -96,7 +96,7 @@ class Transfers:
         self._plan_changed = asyncio.Event()
 
     def lost(self, peer: str) -> None:
-        self._uplink.forget(peer)
+        self.uplink.forget(peer)
 
     async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload, rank: int) -> None:
         """Send one share or result, as far as it is there and then as it comes to be; the lowest rank goes first.
@@ -131,7 +131,7 @@ class Transfers:
     async def _send(self, stream: Stream, payload: Payload, rank: int) -> None:
         self.sending += 1
         try:
-            await send_payload(stream, payload, self._uplink, rank, count=self._sent, arrived=self._arrived)
+            await send_payload(stream, payload, self.uplink, rank, count=self._sent, arrived=self._arrived)
         finally:
             self.sending -= 1
 

@@ -14,9 +14,10 @@ from torch.func import functional_call
 
 from runtime.config import RunConfig
 from runtime.errors import ConfigError
+from runtime.pieces import PieceList
 from runtime.training.data import Corpus, sample_batch, validation_batches
 from runtime.training.inner import InnerState, copy_moments, inner_learning_rate, inner_optimizer, load_moments
-from runtime.training.model import VOCABULARY, build_model, digest, flatten, host_vector, unflatten_into
+from runtime.training.model import VOCABULARY, build_model, flatten, host_vector, unflatten_into
 from runtime.training.outer import apply_outer_step, outer_momentum
 
 # How late a stop may be seen by an inner step that is asleep.
@@ -201,11 +202,8 @@ class Replica:
         self._losses, self._last_mean_loss = list(inner.losses), inner.last_mean_loss
 
     def state_digest(self) -> bytes:
-        """sha256 over anchor, then momentum: equal on all peers of one lineage."""
-        return digest(self.anchor_P, self.momentum_P)
-
-    def anchor_digest(self) -> bytes:
-        return digest(self.anchor_P)
+        """Equal on all peers of one lineage."""
+        return PieceList.of(self.anchor_P, self.momentum_P).digest
 
     def validation_loss(self, batches: int = 32) -> float:
         """Mean loss of the anchor, in nats per byte, on the same ``batches`` batches every time.

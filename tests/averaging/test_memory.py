@@ -14,7 +14,7 @@ from runtime.averaging.feedback import Feedback
 from runtime.averaging.messages import Commit, Descriptor, MemberEntry
 from runtime.averaging.payload import Payload
 from runtime.averaging.reduce import header
-from runtime.averaging.results import KEPT_STEPS, Results
+from runtime.averaging.results import MOST_KEPT, Results
 
 INT8 = codec_named("int8")
 N, PEERS = 1 << 22, ("peer-a", "peer-b", "peer-c", "peer-d")
@@ -40,7 +40,7 @@ def test_a_peer_holds_what_the_docs_say_and_when(monkeypatch: pytest.MonkeyPatch
     share = bytes(encode_vector(INT8, torch.ones(N // 4)))
     tracemalloc.start()
     me, feedback, held = Results(PEERS[0], 4), Feedback(), list[tuple[float, float]]()
-    for outer_step in range(KEPT_STEPS + 3):
+    for outer_step in range(MOST_KEPT + 3):
         descriptor = plan(outer_step)
         me.own_P = feedback.contribution(torch.full((N,), 1.0 + outer_step))
         me.follow(descriptor)
@@ -66,9 +66,9 @@ def test_a_peer_holds_what_the_docs_say_and_when(monkeypatch: pytest.MonkeyPatch
         held.append((in_round, tracemalloc.get_traced_memory()[0] / N))
         assert mean_P.numel() == N
     tracemalloc.stop()
-    # The results of the last four steps; own shares, others' shares, results. In memory that is used again, in sizes of
+    # The results of the last steps; own shares, others' shares, results. In memory that is used again, in sizes of
     # sixteenths, so that a little more is taken than is used.
-    used = KEPT_STEPS + 1 + 0.75 + 1
+    used = MOST_KEPT + 1 + 0.75 + 1
     assert used <= held[-1][0] <= used * 17 / 16 + 0.1
     assert held[-1][1] == pytest.approx(held[-1][0], rel=0.01)
     assert held[-1] == pytest.approx(held[-2], rel=0.01), "no round takes more than the one before"

@@ -10,7 +10,7 @@ from runtime.averaging.codecs.registry import CODECS
 from runtime.averaging.messages import Commit, Descriptor
 from runtime.averaging.payload import Payload
 from runtime.averaging.reduce import header
-from runtime.averaging.results import KEPT_STEPS, Results
+from runtime.averaging.results import MOST_KEPT, Results
 from runtime.averaging.transfer import Kind
 
 PEERS = ["peer-a", "peer-b", "peer-c"]
@@ -161,16 +161,16 @@ def test_another_plan_forgets_shares_and_results_and_the_same_one_under_a_new_le
 
 def test_the_last_committed_results_are_kept_and_older_ones_are_not() -> None:
     results, firsts = Results("peer-a", 1), []
-    for outer_step in range(KEPT_STEPS + 2):
+    for outer_step in range(MOST_KEPT + 2):
         descriptor = plan_of("peer-a", PEERS, outer_step=outer_step)
         results.follow(descriptor)
         every = [take_result(results, shard, result(shard, value=1.0 + outer_step), None) for shard in range(3)]
         results.keep(Commit(descriptor, tuple(every)), b"sealed %d" % outer_step)
         results.forget_step()
         firsts.append(every[0])
-    kept = [results.sealed_commit(outer_step) for outer_step in range(KEPT_STEPS + 2)]
-    assert kept == [None, None, *(b"sealed %d" % step for step in range(2, KEPT_STEPS + 2))]
+    kept = [results.sealed_commit(outer_step) for outer_step in range(MOST_KEPT + 2)]
+    assert kept == [None, None, *(b"sealed %d" % step for step in range(2, MOST_KEPT + 2))]
     pieces = [results.piece(digest) for digest in firsts]
-    assert [piece is not None for piece in pieces] == [False] * 2 + [True] * KEPT_STEPS
+    assert [piece is not None for piece in pieces] == [False] * 2 + [True] * MOST_KEPT
     assert pieces[-1] is not None
     assert result_digest(bytes(pieces[-1].view)) == firsts[-1]

@@ -11,7 +11,7 @@ from peers.errors import ProtocolViolation
 from peers.identity import Identity
 from peers.messages import CONTROL, RECORD, Goodbye, Heartbeat, Hello, Lost, MemberRecord, Status
 from peers.wire import MAX_INT, Codec, Length, seal, unseal
-from runtime.averaging import statesync, transfer
+from runtime.averaging import claims, transfer
 from runtime.averaging.messages import (
     ROUND,
     SIGNED,
@@ -31,7 +31,18 @@ CODECS: list[tuple[Codec, type]] = [
     *((ROUND, kind) for kind in (Ready, Begin, Held, Committed, CommitRequest, Past)),
     *((SIGNED, kind) for kind in (Descriptor, Commit)),
     (transfer.HEADER, transfer.Push),
-    *((statesync.STATE, kind) for kind in (statesync.ClaimRequest, statesync.StateRequest, statesync.Claim)),
+    *(
+        (claims.STATE, kind)
+        for kind in (
+            claims.ClaimRequest,
+            claims.OfferRequest,
+            claims.ListRequest,
+            claims.HaveRequest,
+            claims.PieceRequest,
+            claims.Claim,
+            claims.Have,
+        )
+    ),
 ]
 EVERY = pytest.mark.parametrize(("codec", "kind"), CODECS, ids=lambda value: getattr(value, "__name__", ""))
 MODEST = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -154,9 +165,13 @@ def _example(kind: type) -> Any:
         Descriptor: descriptor,
         Commit: Commit(descriptor, (digest,)),
         transfer.Push: transfer.Push(0, digest, 0, 10),
-        statesync.ClaimRequest: statesync.ClaimRequest(4),
-        statesync.StateRequest: statesync.StateRequest(),
-        statesync.Claim: statesync.Claim(4, digest, digest, 9, ("peer",)),
+        claims.ClaimRequest: claims.ClaimRequest(4),
+        claims.OfferRequest: claims.OfferRequest(5),
+        claims.ListRequest: claims.ListRequest(digest),
+        claims.HaveRequest: claims.HaveRequest(digest),
+        claims.PieceRequest: claims.PieceRequest(digest),
+        claims.Claim: claims.Claim(4, digest, digest, 9, ("peer",)),
+        claims.Have: claims.Have(b"\7"),
     }[kind]
 
 

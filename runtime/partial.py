@@ -1,0 +1,31 @@
+"""What has come of a state whose download was interrupted, in a peer's folder."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+PARTIAL = "joining"
+
+
+class PartialState:
+    """A file for each piece, named by its digest. What a full disk does not take is fetched again after a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / PARTIAL
+
+    def recall(self, digest: bytes) -> bytes | None:
+        """What was kept under this name; whoever asks checks it."""
+        with suppress(OSError):
+            return (self._folder / digest.hex()).read_bytes()
+        return None
+
+    def keep(self, digest: bytes, piece: bytes) -> None:
+        with suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / digest.hex()).write_bytes(piece)
+
+    def clear(self) -> None:
+        with suppress(OSError):
+            if os.path.lexists(self._folder):
+                shutil.rmtree(self._folder)
