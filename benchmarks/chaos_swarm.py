@@ -79,6 +79,11 @@ class ChaosSwarm:
         """As its owner would after a crash."""
         peer.start(("join", self._invite))
 
+    def join(self) -> PeerProcess:
+        """Start one more peer, on the next host."""
+        self._add("join", self._invite)
+        return self.peers[-1]
+
     def until(self, done: Callable[[], bool], otherwise: str, timeout_s: float = STALL_S) -> None:
         """Read what the peers log until ``done``; SystemExit after the timeout, or if a peer ends by itself."""
         deadline = time.monotonic() + timeout_s

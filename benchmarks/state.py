@@ -1,0 +1,175 @@
+"""What a run's state costs: joining while others train, catching up, checkpoints.
+
+    python benchmarks/state.py [join] [catch_up] [checkpoint] [--quick]
+
+``join`` and ``catch_up`` use real peers on hosts of their own with links of 50 Mbit/s, so they need root and iproute2;
+their inner steps are mostly asleep, as in ``chaos.py``. ``checkpoint`` is one process: how long training stands still.
+Prints Markdown tables, and JSON at the end.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from chaos_swarm import ChaosSwarm, commits_of
+from hosts import Hosts
+
+from runtime.config import RunConfig
+from runtime.demo.processes import PeerProcess
+from runtime.training.data import load_corpus
+from runtime.training.model import build_model
+from runtime.training.replica import Replica
+
+MBIT = 50.0
+PRESET = "small"
+N_MEMBERS = 4
+
+
+def join(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Four that train, and one after the other that joins: until it has the state, and the others' rounds meanwhile."""
+    n_joins = 1 if quick else 5
+    swarm = _swarm(stack, N_MEMBERS + n_joins)
+    members = swarm.peers[:N_MEMBERS]
+    swarm.until_all_commit(6)
+    calm = _gaps(members[0], 0.0, time.time())
+    rows, during = [], list[float]()
+    state_bytes = 8 * n_elements()
+    bound_s = state_bytes * 8 / (MBIT * 1e6) * 1.15
+    for _ in range(n_joins):
+        joiner = swarm.join()
+        swarm.until(lambda peer=joiner: peer.is_member, "the joiner is no member")  # type: ignore[misc]
+        downloaded = _first(joiner, "state_downloaded")
+        linked, joined = _first(joiner, "member_up"), _first(joiner, "joined")
+        during += _gaps(members[0], linked, downloaded)
+        rows.append({"download_s": downloaded - linked, "join_s": joined - linked})
+        swarm.until_all_commit(1, [*members, joiner])
+        joiner.kill()
+        swarm.until_all_commit(3, members)
+    round_s = median(calm)
+    print("\n| joins | MB | median s until the state is there | bound | the others' steps meanwhile, of a calm one |")
+    print("|--:|--:|--:|--:|--:|")
+    took_s, longer = median(row["join_s"] for row in rows), median(during) / round_s if during else 0.0
+    print(
+        f"| {n_joins} | {state_bytes / 1e6:.1f} | {took_s:.2f} | {bound_s + round_s:.2f} | {longer:.1%} |", flush=True
+    )
+    return {
+        "state_bytes": state_bytes,
+        "bound_s": bound_s,
+        "calm_step_s": calm,
+        "steps_meanwhile_s": during,
+        "joins": rows,
+    }
+
+
+def catch_up(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """A peer that stood still for five outer steps: what it takes to have them, a parameter and step."""
+    swarm = _swarm(stack, N_MEMBERS)
+    frozen, others = swarm.peers[-1], swarm.peers[:-1]
+    rows = []
+    print("\n| missed steps | bytes a parameter and step | a state is downloaded |\n|--:|--:|---|")
+    for _ in range(1 if quick else 3):
+        swarm.until_all_commit(2)
+        frozen.freeze()
+        at = max(peer.outer_step for peer in others)
+        swarm.until(lambda at=at: others[0].outer_step >= at + 5, "the others stand still")  # type: ignore[misc]
+        before = commits_of(frozen)[-1]
+        thawed_at, missed = time.time(), others[0].outer_step - before["outer_step"]
+        frozen.thaw()
+        swarm.until(lambda: frozen.outer_step >= others[0].outer_step, "it does not catch up")
+        since = [event for event in frozen.events if event["time"] > thawed_at]
+        # The last step that it had no part in; from then on it takes part, which is not catching up.
+        absent = [one for one in commits_of(frozen) if one["time"] > thawed_at and one["round_s"] is None]
+        moved = absent[-1]["bytes_received"] - before["bytes_received"]
+        n_steps = absent[-1]["outer_step"] - before["outer_step"]
+        downloaded = any(event["event"] == "state_downloaded" for event in since)
+        rows.append({"missed": missed, "bytes": moved / n_elements() / n_steps, "downloaded": downloaded})
+        print(f"| {missed} | {rows[-1]['bytes']:.3f} | {'yes' if downloaded else 'no'} |", flush=True)
+    return {"catch_ups": rows}
+
+
+def checkpoint(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """How long training stands still for a checkpoint: its own moments are copied before it goes on, all else beside."""
+    preset = "medium" if quick else "large"
+    config = RunConfig()
+    config = replace(config, model=replace(config.model, preset=preset), inner=replace(config.inner, batch=1, steps=2))
+    replica = Replica(config, load_corpus("stdlib", None, 0.05), device="cpu", peer_seed=0)
+    replica.train(lambda: False)
+    replica.apply_outer_step(replica.pseudo_gradient())
+    # As in the event loop while nobody trains.
+    torch.set_num_threads(1)
+    took_s = []
+    for _ in range(3 if quick else 15):
+        began = time.perf_counter()
+        replica.inner_state()
+        took_s.append(time.perf_counter() - began)
+    # Anchor, momentum, two moments, what the codec lost.
+    megabytes, later_s = 20 * replica.n_elements / 1e6, median(took_s[1:])
+    print("\n| MB | median ms that training stands still | the first time | of 500 MB |\n|--:|--:|--:|--:|")
+    of_500 = 1e3 * later_s * 500 / megabytes
+    print(f"| {megabytes:.0f} | {1e3 * later_s:.0f} | {1e3 * took_s[0]:.0f} | {of_500:.0f} |", flush=True)
+    return {"megabytes": megabytes, "blocked_s": took_s}
+
+
+def n_elements() -> int:
+    return sum(parameter.numel() for parameter in build_model(PRESET, 0).parameters())
+
+
+def _swarm(stack: ExitStack, n_hosts: int) -> ChaosSwarm:
+    if not Hosts.available():
+        raise SystemExit("shaped links need hosts of their own: run this as root, with iproute2")
+    hosts = stack.enter_context(Hosts(n_hosts, MBIT))
+    folder = Path(tempfile.mkdtemp(prefix="atoll-state-"))
+    options = {"inner_steps": 20, "inner_step_s": 0.15, "quorum": 2, "preset": PRESET}
+    return stack.enter_context(ChaosSwarm(folder, hosts, N_MEMBERS, **options))  # type: ignore[arg-type]
+
+
+def _first(peer: PeerProcess, kind: str) -> float:
+    return float(next(event["time"] for event in peer.events if event["event"] == kind))
+
+
+def _gaps(peer: PeerProcess, since: float, until: float) -> list[float]:
+    """Between commits in a row of all members, those that overlap this time."""
+    steps = commits_of(peer)
+    return [
+        float(later["time"] - sooner["time"])
+        for sooner, later in pairwise(steps)
+        if len(sooner["members"]) == len(later["members"]) == N_MEMBERS
+        and later["time"] > since
+        and sooner["time"] < until
+    ]
+
+
+PARTS: dict[str, Callable[[ExitStack, bool], dict[str, Any]]] = {
+    one.__name__: one for one in (join, catch_up, checkpoint)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them without any")
+    parser.add_argument("--quick", action="store_true", help="fewer of each, no figures to publish")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"no such part: {unknown[0]}; there are {', '.join(PARTS)}")
+    # Ended from outside, it still leaves no process and no namespace behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results = {}
+    for part in options.parts or PARTS:
+        with ExitStack() as stack:
+            results[part] = PARTS[part](stack, options.quick)
+    print(json.dumps({"benchmark": "state", "quick": options.quick, **results}))
+
+
+if __name__ == "__main__":
+    main()
