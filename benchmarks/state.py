@@ -99,7 +99,7 @@ def catch_up(stack: ExitStack, quick: bool) -> dict[str, Any]:
 
 
 def checkpoint(stack: ExitStack, quick: bool) -> dict[str, Any]:
-    """How long training stands still for a checkpoint: its own moments are copied before it goes on, all else beside."""
+    """How long training stands still for a checkpoint: while its moments are copied; all else is beside it."""
     preset = "medium" if quick else "large"
     config = RunConfig()
     config = replace(config, model=replace(config.model, preset=preset), inner=replace(config.inner, batch=1, steps=2))

@@ -218,8 +218,8 @@ def test_a_download_from_a_member_that_freezes_is_given_up_and_begun_with_anothe
         await swarm.until(lambda: 2 in swarm.steps)
         newcomer = swarm.start("d")
         swarm.network.bytes_per_s[newcomer.peer] = 40_000
-        await swarm.until(lambda: any(peer.averager._sync.serving for peer in peers))
-        donor = next(peer for peer in peers if peer.averager._sync.serving)
+        await swarm.until(lambda: any(peer.averager._joining.serving for peer in peers))
+        donor = next(peer for peer in peers if peer.averager._joining.serving)
         swarm.freeze(donor.name)
         await swarm.until(lambda: newcomer.averager.established)
         swarm.network.bytes_per_s.clear()

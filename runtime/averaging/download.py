@@ -163,13 +163,15 @@ class Download:
                     workers[source, stream] = asyncio.create_task(self._work(source))
 
     async def _ask(self) -> None:
-        joiners = self._sources.joiners()
-        self._haves = {joiner: have for joiner, have in self._haves.items() if joiner in joiners}
-        for joiner in joiners:
+        async def haves(joiner: str) -> frozenset[int] | None:
             try:
-                self._haves[joiner] = await self._sources.haves(joiner)
+                return await self._sources.haves(joiner)
             except (PeerError, TimeoutError):
-                self._haves.pop(joiner, None)
+                return None
+
+        joiners = self._sources.joiners()
+        answers = zip(joiners, await asyncio.gather(*map(haves, joiners)), strict=True)
+        self._haves = {joiner: have for joiner, have in answers if have is not None}
         self._n_haves = Counter(index for have in self._haves.values() for index in have)
         self._changed.set()
         await asyncio.sleep(ASK_S)

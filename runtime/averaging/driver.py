@@ -5,10 +5,9 @@ applied in one go: state, lineage and counter change together or not at all.
 """
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -22,20 +21,16 @@ from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.claims import State
-from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
-from runtime.averaging.feedback import Feedback
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
-from runtime.averaging.offers import MOST_BEHIND, Offers, Snapshot
-from runtime.averaging.own_state import OwnState, copied
+from runtime.averaging.own_state import OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
-from runtime.averaging.statesync import StateSync
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -101,23 +96,27 @@ class Averager:
             identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs, trainer.trains
         )
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
-        self._own = OwnState(trainer, lineage, tokens, group)
-        # For whoever copies the state in another thread.
-        self._changing = threading.Lock()
+        self._own = OwnState(trainer, lineage, tokens, group, lost_P)
         self.established, self._last_outer_step = established, last_outer_step
         self._caps, self._report, self._committed, self._abandoned = caps, report, committed, abandoned
-        self._results, self._feedback = Results(identity.peer, quorum), Feedback(lost_P)
+        self._results = Results(identity.peer, quorum)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
         self._exchange = Exchange(
             transport, self._results, self._on_moved, self._spawn, self.strike, report, self._silent
         )
         self._transfers = self._exchange.transfers
-        self._offers, uplink = Offers(self._snapshot, self._replayable), self._transfers.uplink
-        self._sync = StateSync(
-            transport, trainer.n_elements, self._offers, self._own.claims, uplink, partial or Forgetful(), self.strike
-        )
         self._joining = Joining(
-            self._sync, identity.peer, self._own, mesh.members, self.machine.roster, self._inbox.put_nowait, report
+            transport,
+            trainer.n_elements,
+            self._own,
+            self._results,
+            self._transfers.uplink,
+            partial or Forgetful(),
+            mesh.members,
+            self.machine.roster,
+            self._inbox.put_nowait,
+            self.strike,
+            report,
         )
         self._seals = Seals(identity)
         self._background: dict[asyncio.Task[None], str] = {}
@@ -133,14 +132,8 @@ class Averager:
         return self._own.lineage
 
     def state(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
-        """A copy of what this peer has at one moment, from any thread.
-
-        Args: memory is for the three vectors of it, float32 (P,); where there is none, they get their own.
-        """
-        with self._changing:
-            lost_P, *others = (self._feedback.lost_P, *memory)
-            state = self._own.copy(others[:2])
-            return state if lost_P is None else replace(state, lost_P=copied(lost_P, others[2]))
+        """As ``OwnState.copy``."""
+        return self._own.copy(memory)
 
     @property
     def round_bytes(self) -> tuple[int, int]:
@@ -165,7 +158,7 @@ class Averager:
         """Take part until the run's last outer step is committed here and everyone else had time to have it too."""
         loop = asyncio.get_running_loop()
         await self._transfers.serve()
-        await self._sync.serve()
+        await self._joining.serve()
         self._mesh.listener = self._on_mesh
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -178,11 +171,15 @@ class Averager:
                 while not (self.finished and self.established):
                     await self._next_event(None)
                 until = loop.time() + LINGER_S
-                while (loop.time() < until or self._sync.serving or self._transfers.sending) and self._others_behind():
+                while (loop.time() < until or self._gives()) and self._others_behind():
                     await self._next_event(max(until, loop.time() + 1.0))
             finally:
                 for task in (*always, *self._background):
                     task.cancel()
+
+    def _gives(self) -> bool:
+        """Whether anybody is fetching something from this peer."""
+        return self._joining.serving or self._transfers.sending > 0
 
     def _spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
         """Run ``work`` beside the rounds until it ends, this peer does, or ``peer`` is lost."""
@@ -300,9 +297,8 @@ class Averager:
         mean_P, contributors = self._results.mean(commit)
         if (sealed := self._seals.sealed(commit)) is not None:
             self._results.keep(commit, sealed)
-        with self._changing:
-            included = self._own.advance(commit, mean_P, contributors, me)
-            error = self._settle(descriptor, [shard for shard, of in enumerate(contributors) if me in of])
+        own_P = self._results.own_P if self.machine.contributes else None
+        included, error = self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         self._results.forget_step()
         for meter in (self._transfers.up, self._transfers.down):
@@ -311,20 +307,11 @@ class Averager:
         self._committed()
         return begun
 
-    def _settle(self, descriptor: Descriptor, included: list[int]) -> float | None:
-        """Hold what the codec lost of this peer's contribution; the quantisation error, None without a contribution."""
-        own_P = self._results.own_P
-        if own_P is None or not included or not self.machine.contributes:
-            return None
-        codec = codec_named(descriptor.codec)
-        return round(self._feedback.settle(codec, own_P, descriptor.bounds, included, self._results.own_share), 6)
-
     def _step_begun(self, loaded: bool = False) -> events.StepBegun:
         """This peer has a state: say so, and train on from it unless the run is over."""
         if loaded:
             self._own.claims.clear()
         claim = self._own.stand_by()
-        self._offers.trim(asyncio.get_running_loop().time())
         self.established = True
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
@@ -343,14 +330,14 @@ class Averager:
             "forming_s": round(self._followed_at - self._ready_at, 4) if took_part else None,
             "bytes_sent": sent,
             "bytes_received": received,
-            "state_bytes_sent": self._sync.bytes_sent,
+            "state_bytes_sent": self._joining.bytes_sent,
         }
 
     # Training: in the trainer's own time, between two outer steps.
 
     def _on_work(self, work: InnerWork) -> None:
         if self._trainer.trains:
-            self._results.own_P = self._feedback.contribution(self._trainer.pseudo_gradient())
+            self._results.own_P = self._own.feedback.contribution(self._trainer.pseudo_gradient())
         self._ready_at = asyncio.get_running_loop().time()
         loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
         up, down = self._caps.planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
@@ -410,13 +397,6 @@ class Averager:
 
     # Joining: have the state that the members have, or get it.
 
-    def _snapshot(self) -> Snapshot | None:
-        return self._own.snapshot() if self.established else None
-
-    def _replayable(self, outer_step: int) -> bool:
-        near = self._own.outer_step - outer_step <= MOST_BEHIND
-        return near and self._results.keeps_since(outer_step, self._own.outer_step)
-
     def _end_attempt(self) -> None:
         self._joining.active = False
         self._mesh.set_status(self._status(), announce=True)
@@ -438,10 +418,8 @@ class Averager:
         kept = ""
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
-            with self._changing:
-                self._own.load(state)
-                self._feedback.forget()
-            self._offers.only(state.lineage)
+            self._own.load(state)
+            self._joining.offers.only(state.lineage)
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()

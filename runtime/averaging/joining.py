@@ -7,8 +7,13 @@ from typing import Any
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.messages import Status
+from peers.transport import Transport
 from runtime.averaging.claims import Claim, Refuted, State
+from runtime.averaging.download import Partial
+from runtime.averaging.offers import MOST_BEHIND, Offers, Snapshot
 from runtime.averaging.own_state import OwnState
+from runtime.averaging.pacing import Uplink
+from runtime.averaging.results import Results
 from runtime.averaging.roster import Roster
 from runtime.averaging.statesync import StateSync
 
@@ -43,26 +48,56 @@ class Joining:
     ``active`` while an attempt is under way, until whoever was told its outcome has dealt with it.
 
     Args:
+        results: of the last committed steps, by which others catch up.
+        uplink: what the rounds send by as well.
+        partial: keeps what has come of a state whose download is interrupted.
         members: the linked peers of the run with their last status.
         ended: called with the outcome of an attempt.
     """
 
     def __init__(
         self,
-        sync: StateSync,
-        peer: str,
+        transport: Transport,
+        n_elements: int,
         own: OwnState,
+        results: Results,
+        uplink: Uplink,
+        partial: Partial,
         members: Callable[[], dict[str, Status]],
         roster: Roster,
         ended: Callable[[Joined | NotJoined], None],
+        strike: Callable[[str, str], None],
         report: Callable[..., None],
     ) -> None:
         self.active = False
-        self._sync, self._own, self._members, self._roster = sync, own, members, roster
-        self._peer, self._ended, self._report = peer, ended, report
+        self.offers = Offers(self._snapshot, self._replayable)
+        self._sync = StateSync(transport, n_elements, self.offers, own.claims, uplink, partial, strike)
+        self._own, self._results, self._members, self._roster = own, results, members, roster
+        self._peer, self._ended, self._report = transport.peer, ended, report
         self._member_seen_at = asyncio.get_running_loop().time()
         self._shown = 0.0, 0
         """When progress was last told, and how many bytes were here then."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Of states, to others."""
+        return self._sync.bytes_sent
+
+    @property
+    def serving(self) -> bool:
+        """Whether somebody is fetching this peer's state."""
+        return self._sync.serving
+
+    async def serve(self) -> None:
+        await self._sync.serve()
+
+    def _snapshot(self) -> Snapshot | None:
+        # Who only has something on its disk does not stand by it yet.
+        return self._own.snapshot() if self._own.outer_step in self._own.claims else None
+
+    def _replayable(self, outer_step: int) -> bool:
+        near = self._own.outer_step - outer_step <= MOST_BEHIND
+        return near and self._results.keeps_since(outer_step, self._own.outer_step)
 
     def sees_member(self) -> bool:
         """Whether anyone with a state of the run is linked; it remembers when that was so last."""

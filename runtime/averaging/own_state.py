@@ -1,22 +1,22 @@
 """This peer's state of the run: what the trainer has, and the lineage, tokens and group that belong to it."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from runtime.averaging.claims import Claim, State
+from runtime.averaging.codecs.registry import codec_named
+from runtime.averaging.feedback import Feedback
 from runtime.averaging.lineage import next_lineage
 from runtime.averaging.messages import Commit, MemberEntry
 from runtime.averaging.offers import Snapshot, snapshot_of
+from runtime.averaging.payload import OwnShare
 from runtime.averaging.phases import Trainer
 from runtime.pieces import PieceList
 
 KEPT_CLAIMS = 1024
-
-
-def copied(vector_P: Tensor, memory_P: Tensor | None) -> Tensor:
-    return (torch.empty_like(vector_P) if memory_P is None else memory_P).copy_(vector_P)
 
 
 class OwnState:
@@ -25,10 +25,15 @@ class OwnState:
     ``claims`` has what this peer says of its last outer steps, by outer step.
     """
 
-    def __init__(self, trainer: Trainer, lineage: bytes, tokens: int, group: tuple[str, ...]) -> None:
+    def __init__(
+        self, trainer: Trainer, lineage: bytes, tokens: int, group: tuple[str, ...], lost_P: Tensor | None = None
+    ) -> None:
         self.lineage, self.tokens, self.group = lineage, tokens, group
+        self.feedback = Feedback(lost_P)
         self.claims: dict[int, Claim] = {}
         self._trainer = trainer
+        # For whoever copies the state in another thread.
+        self._changing = threading.Lock()
         self._pieces: PieceList | None = None
         self._claim: Claim | None = None
 
@@ -59,39 +64,67 @@ class OwnState:
         anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
         return snapshot_of(self.claims[self.outer_step], self.pieces(), anchor_P, momentum_P)
 
-    def copy(self, memory: Sequence[Tensor | None] = (None, None)) -> State:
-        """All of it, in ``memory``, float32 (P,) for the anchor and the momentum; where there is none, in its own."""
-        anchor_P, momentum_P = map(copied, (self._trainer.anchor_P, self._trainer.momentum_P), memory)
-        return State(self.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P)
+    def copy(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
+        """All of it at one moment, from any thread.
+
+        Args: memory is for the three vectors of it, float32 (P,); where there is none, they get their own.
+        """
+        with self._changing:
+            present = self._trainer.anchor_P, self._trainer.momentum_P, self.feedback.lost_P
+            anchor_P, momentum_P, lost_P = map(_copied, present, memory)
+            assert anchor_P is not None
+            assert momentum_P is not None
+            return State(self.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P, lost_P)
 
     def advance(
-        self, commit: Commit, mean_P: Tensor, contributors: Sequence[Sequence[int]], me: int | None
-    ) -> list[MemberEntry]:
-        """Take the outer step; the members whose contributions are in it.
+        self,
+        commit: Commit,
+        mean_P: Tensor,
+        contributors: Sequence[Sequence[int]],
+        me: int | None,
+        own_P: Tensor | None,
+        own_share: Callable[[int], OwnShare],
+    ) -> tuple[list[MemberEntry], float | None]:
+        """Take the outer step; the members whose contributions are in it, and the quantisation error of this peer's.
 
         Args:
             mean_P: the committed mean pseudo-gradient, float32 (P,).
             contributors: for each shard the members whose contributions are in its mean, by their index.
             me: this peer's index, None if it is not a member. What is missing of its contribution is carried over.
+            own_P, own_share: its contribution, float32 (P,) or None, and a shard of it as it was sent.
         """
         descriptor = commit.descriptor
+        included = [shard for shard in range(descriptor.n_shards) if me in contributors[shard]]
         missed = [
             (descriptor.bounds[shard], descriptor.bounds[shard + 1])
             for shard in range(descriptor.n_shards)
-            if me not in contributors[shard]
+            if shard not in included
         ]
-        self._trainer.apply_outer_step(mean_P, missed)
-        self.lineage = next_lineage(
-            self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
-        )
-        included = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
-        self.tokens += sum(entry.weight for entry in included)
-        self.group = tuple(entry.peer for entry in included)
+        members = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
+        error = None
+        with self._changing:
+            self._trainer.apply_outer_step(mean_P, missed)
+            self.lineage = next_lineage(
+                self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
+            )
+            self.tokens += sum(entry.weight for entry in members)
+            self.group = tuple(entry.peer for entry in members)
+            if own_P is not None and included:
+                codec = codec_named(descriptor.codec)
+                error = round(self.feedback.settle(codec, own_P, descriptor.bounds, included, own_share), 6)
         self._claim = self._pieces = None
-        return included
+        return members, error
 
     def load(self, state: State) -> None:
-        """Go over to a member's state."""
-        self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
-        self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+        """Go over to a member's state. What this peer had trained is gone, and what the codec lost of it."""
+        with self._changing:
+            self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
+            self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+            self.feedback.forget()
         self._claim = self._pieces = None
+
+
+def _copied(vector_P: Tensor | None, memory_P: Tensor | None) -> Tensor | None:
+    if vector_P is None:
+        return None
+    return (torch.empty_like(vector_P) if memory_P is None else memory_P).copy_(vector_P)
