@@ -50,7 +50,7 @@ def join(stack: ExitStack, quick: bool) -> dict[str, Any]:
         joiner = swarm.join()
         swarm.until(lambda peer=joiner: peer.is_member, "the joiner is no member")  # type: ignore[misc]
         downloaded = _first(joiner, "state_downloaded")
-        linked, joined = _first(joiner, "member_up"), _first(joiner, "joined")
+        linked, joined = _first(joiner, "link"), _first(joiner, "joined")
         during += _gaps(members[0], linked, downloaded)
         rows.append({"download_s": downloaded - linked, "join_s": joined - linked})
         swarm.until_all_commit(1, [*members, joiner])
