@@ -130,7 +130,7 @@ def _swarm(stack: ExitStack, n_hosts: int) -> ChaosSwarm:
         raise SystemExit("shaped links need hosts of their own: run this as root, with iproute2")
     hosts = stack.enter_context(Hosts(n_hosts, MBIT))
     folder = Path(tempfile.mkdtemp(prefix="atoll-state-"))
-    options = {"inner_steps": 20, "inner_step_s": 0.15, "quorum": 2, "preset": PRESET}
+    options = {"inner_steps": 10, "inner_step_s": 0.15, "quorum": 2, "preset": PRESET}
     return stack.enter_context(ChaosSwarm(folder, hosts, N_MEMBERS, **options))  # type: ignore[arg-type]
 
 
@@ -139,12 +139,12 @@ def _first(peer: PeerProcess, kind: str) -> float:
 
 
 def _gaps(peer: PeerProcess, since: float, until: float) -> list[float]:
-    """Between commits in a row of all members, those that overlap this time."""
+    """Between commits in a row, those that overlap this time."""
     steps = commits_of(peer)
     return [
         float(later["time"] - sooner["time"])
         for sooner, later in pairwise(steps)
-        if len(sooner["members"]) == len(later["members"]) == N_MEMBERS
+        if len(sooner["members"]) == N_MEMBERS <= len(later["members"])
         and later["time"] > since
         and sooner["time"] < until
     ]
