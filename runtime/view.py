@@ -87,6 +87,8 @@ class View:
                 return f"the fork is healed: {short([member])} is on this history again"
             case "link", {"member": str(member), "kind": "p2pd"}:
                 return f"{short([member])} cannot be dialled directly: bulk to it goes over libp2p, which is slower"
+            case "diverged", {"outer_step": step}:
+                return f"a member has another state of outer step {step} than this peer: the one that more have stands"
             case "member_still", {"member": str(member)}:
                 return f"member {short([member])} answers but does not train; nobody waits for it"
             case "member_moves", {"member": str(member)}:

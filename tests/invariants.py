@@ -39,6 +39,8 @@ class Ledger:
     _contributions: dict[tuple[str, bytes], list[Contribution]] = field(default_factory=lambda: defaultdict(list))
     _accepted: dict[tuple[Descriptor, tuple[bytes, ...]], set[str]] = field(default_factory=lambda: defaultdict(set))
     _valid: set[bytes] = field(default_factory=set)
+    corrupted: set[str] = field(default_factory=set)
+    """Peers in whose state a bit was flipped, until they have another: what they say of it is not the history's."""
 
     def root(self, lineage: bytes, state: bytes) -> None:
         self.parents.setdefault(lineage, None)
@@ -58,7 +60,10 @@ class Ledger:
                 mine = Contribution(event.weight, averager._results.own_P.clone())
                 self._contributions[peer, averager.lineage].append(mine)
             if isinstance(event, events.StepBegun):
-                self._begun(event)
+                if event.loaded:
+                    self.corrupted.discard(peer)
+                if peer not in self.corrupted:
+                    self._begun(event)
             actions = handle(event, now)
             machine.validate()
             if (followed := machine.descriptor) is not None and machine.pending_commit is None:
@@ -78,7 +83,8 @@ class Ledger:
             assert commit.descriptor.lineage == before, "a step was applied to another history"
             begun = apply(commit)
             self._check_commit(commit, contributors)
-            self._applied(before, begun, commit.descriptor, contributors)
+            if peer not in self.corrupted:
+                self._applied(before, begun, commit.descriptor, contributors)
             return begun
 
         machine.handle = checked_handle  # type: ignore[method-assign]

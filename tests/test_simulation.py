@@ -250,3 +250,24 @@ def test_a_member_that_never_sends_its_shares_costs_a_deadline_and_is_told_of() 
         assert swarm.loop.time() - began < 30.0 + LAST * (2.6 + 0.5 * 2.6 + 1.0)
 
     simulate(0, mute, last_outer_step=LAST, quorum=2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_peer_in_whose_state_a_bit_flips_is_told_by_the_commits_of_others_and_fetches_the_right_one(
+    seed: int,
+) -> None:
+    async def scenario(swarm: Swarm) -> None:
+        for index in range(4):
+            swarm.start(f"p{index}", established=index == 0)
+        await swarm.until(lambda: len(swarm.participation.get(3, ())) == 4 or 6 in swarm.steps)
+        victim = swarm.peers["p2"]
+        swarm.ledger.corrupted.add(victim.peer)
+        victim.trainer.anchor_P.view(torch.int32)[seed] ^= 1 << (3 * seed)
+        await swarm.until(lambda: victim.peer not in swarm.ledger.corrupted)
+        await swarm.finish(200)
+
+    swarm = simulate(seed, scenario, last_outer_step=20)
+    assert any("p2" in line and "diverged" in line for line in swarm.story)
+    assert not any("strike" in line for line in swarm.story), "nobody is blamed"
+    assert len(set(swarm.steps[20].values())) == 1
+    assert len(swarm.steps[20]) == 4

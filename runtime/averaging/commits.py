@@ -32,6 +32,8 @@ class Commits:
             return []
         if descriptor.lineage != step.lineage:
             return self._histories.other_history(step, sender, descriptor.lineage)
+        if descriptor.state != step.state:
+            return self._histories.other_state(step, sender, descriptor)
         if reason := step.misfit(descriptor):
             return [Strike(sender, f"commit of a {reason}")]
         if len(commit.digests) != descriptor.n_shards:

@@ -6,7 +6,7 @@ which side it is.
 
 from peers.messages import Status
 from runtime.averaging.events import Action, Report, Resync, Send
-from runtime.averaging.messages import CommitRequest, Past
+from runtime.averaging.messages import CommitRequest, Descriptor, Past
 from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step
 
@@ -71,6 +71,20 @@ class Histories:
             return self.resync(step, f"the commit of outer step {step.outer_step} is not kept any more")
         found = self._found_fork(step, sender, lineage)
         return found + self.resync(step, "this peer is on the lighter side of a fork")
+
+    def other_state(self, step: Step, sender: str, descriptor: Descriptor) -> list[Action]:
+        """A step of this history was committed from another state than this peer's: a bit has flipped somewhere.
+
+        The state that more peers have stands. Whoever lies about a commit is found out when its state is fetched.
+        """
+        if step.resyncing:
+            return []
+        found = Report("diverged", (("member", sender), ("outer_step", step.outer_step)))
+        others = {peer for peer, state in step.states.items() if state == step.state} - set(descriptor.peers)
+        if len(others) + 1 > len(descriptor.peers):
+            news = self._roster.refute(*descriptor.peers)
+            return [found] if news else []
+        return [found, *self.resync(step, "this peer's state is not the one that was committed")]
 
     def ask_at(self, step: Step) -> float | None:
         return None if step.behind_since is None or step.resyncing else step.behind_since + BEHIND_S

@@ -81,11 +81,15 @@ class Roster:
         if not left:
             self.lost[peer] = now
 
-    def refute(self, peer: str) -> None:
-        """Nobody confirms what this peer says of itself: until it says something else it does not count."""
+    def refute(self, *peers: str) -> bool:
+        """Nobody confirms what these say of themselves: until they say something else they do not count.
+
+        Returns: whether that is news.
+        """
         self._members = None
-        if peer in self.alive:
-            self.refuted[peer] = self.alive[peer].lineage
+        before = dict(self.refuted)
+        self.refuted |= {peer: self.alive[peer].lineage for peer in peers if peer in self.alive}
+        return self.refuted != before
 
     def slept(self, seconds: float) -> None:
         """Nobody's training stood still because this peer did."""

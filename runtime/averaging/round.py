@@ -230,10 +230,13 @@ class Round:
             self._early[sender] = ready
         if ready.outer_step > step.outer_step:
             return []
-        if (ready.lineage, ready.state) != (step.lineage, step.state):
+        if ready.lineage != step.lineage:
             return []
+        step.states[sender] = ready.state
         if step.commit is not None:
             return [ForwardCommit(sender, step.outer_step)]
+        if ready.state != step.state:
+            return self._lead(step, now)
         if reason := step.objection_to_ready(ready):
             return [Strike(sender, reason)]
         known = step.readies.get(sender)
@@ -251,7 +254,9 @@ class Round:
     def _lead(self, step: Step, now: float) -> list[Action]:
         if descriptor := self._leader.begin(step, now):
             return self._following.announce(step, descriptor, now)
-        if step.own is None or step.told_waiting or step.can_form(step.expected(self.roster, now), self.roster):
+        if step.own is None or step.told_waiting or step.outvoted:
+            return []
+        if step.can_form(step.expected(self.roster, now), self.roster):
             return []
         step.told_waiting = True
         here, group = len(self._alive) + 1, len(self.roster.group)
@@ -275,6 +280,7 @@ class Round:
             step.fetch_at = now
             return self._on_tick(step, now)
         step.readies.pop(peer, None)
+        step.states.pop(peer, None)
         step.ready_since.pop(peer, None)
         if step.descriptor is not None:
             step.sent = {(shard, to) for shard, to in step.sent if step.descriptor.peers[to] != peer}

@@ -1,5 +1,6 @@
 """What one peer knows about the outer step that is being taken, and what follows from it without deciding anything."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -51,6 +52,8 @@ class Step:
     ready_since: dict[str, float] = field(default_factory=dict)
     """When the first of each came, of those who train."""
     stop_sent: bool = False
+    states: dict[str, bytes] = field(default_factory=dict)
+    """What each says that the state of this lineage is."""
 
     descriptor: Descriptor | None = None
     """The one that is followed; the sets below are about its plan."""
@@ -143,12 +146,21 @@ class Step:
             # A heartbeat is half a second old: who was at an earlier step may be at this one by now.
             here = status.outer_step < self.outer_step or status.lineage == self.lineage
             moves = now < roster.still_at(peer) and not roster.on_fork(status)
-            if peer in self.readies or (here and moves):
+            other_state = self.states.get(peer, self.state) != self.state
+            if peer in self.readies or (here and moves and not other_state):
                 expected.append(peer)
         return sorted(expected)
 
+    @property
+    def outvoted(self) -> bool:
+        """Whether most peers of this lineage, as far as heard, have one other state: a bit of this one has flipped."""
+        others = Counter(state for state in self.states.values() if state != self.state)
+        return 2 * max(others.values(), default=0) > 1 + len(self.states)
+
     def can_form(self, peers: Collection[str], roster: Roster) -> bool:
         """Whether a group of these peers may commit this step."""
+        if self.outvoted:
+            return False
         # Who said goodbye counts as well: it may be back before the step is over, on the other side of a cut.
         majority = 2 * len(roster.group.intersection(peers)) > len(roster.group) or not roster.group
         n_trainers = sum(self._trains(peer, roster) for peer in peers)
