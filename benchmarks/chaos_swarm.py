@@ -36,6 +36,7 @@ class ChaosSwarm:
         inner_step_s: float,
         quorum: int,
         preset: str = "toy",
+        flags: Sequence[str] = (),
     ) -> None:
         defaults = RunConfig()
         self.config = RunConfig(
@@ -52,7 +53,7 @@ class ChaosSwarm:
         # Little text: what a start costs is not to be the reading of it.
         text = folder / "text.txt"
         text.write_text("".join(f"{number} times {number} is {number * number}.\n" for number in range(5000)))
-        self._flags = ("--inner-step-s", str(inner_step_s), "--data", str(text))
+        self._flags = ("--inner-step-s", str(inner_step_s), "--data", str(text), *flags)
         self._invite = ""
 
     def __enter__(self) -> "ChaosSwarm":

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from types import TracebackType
 
 
@@ -66,8 +67,14 @@ class Hosts:
 
     def sent_bytes(self, host: int) -> int:
         """All that the host has put on the wire."""
-        counter = ["cat", "/sys/class/net/eth0/statistics/tx_bytes"]
-        return int(subprocess.run([*self.prefix(host), *counter], capture_output=True, check=True).stdout)
+        return self._counted(host, "rx_bytes")
+
+    def received_bytes(self, host: int) -> int:
+        return self._counted(host, "tx_bytes")
+
+    def _counted(self, host: int, what: str) -> int:
+        # At the switch: what the host sends is received there.
+        return int(Path(f"/sys/class/net/{self._port(host)}/statistics/{what}").read_text())
 
     def _add(self, host: int) -> None:
         namespace, port = self._namespace(host), self._port(host)

@@ -1,5 +1,6 @@
 """Who comes back, to whom, with what: real processes that all die, start again, meet and do not usurp."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -55,3 +56,36 @@ def test_a_peer_without_an_outer_step_waits_says_so_and_begins_only_anew(tmp_pat
         waiting.kill()
         anew = made.join("fresh", invite, *SLOW, "--anew")
         anew.wait_for_step(1)
+
+
+def test_after_all_have_died_within_a_round_the_run_goes_on_from_the_heaviest_state_that_comes_back(
+    tmp_path: Path,
+) -> None:
+    """The first to come has no state of it: it waits, and says so."""
+    with swarm(tmp_path) as made:
+        first, invite = made.start(outer_steps=1000, quorum=1, options=SLOW)
+        second, third = (made.join(name, invite, *SLOW) for name in ("second", "third"))
+        second.wait_for_step(2)
+        third.wait_for_step(2)
+        second.kill()
+        third.kill()
+        first.wait_for_step(second.outer_step + 2)
+        deadline = time.monotonic() + 20.0
+        while not first.is_in_round() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        first.kill()
+        shutil.rmtree(tmp_path / "third" / "checkpoints")
+        without = made.join("third", invite, *SLOW)
+        deadline = time.monotonic() + 20.0
+        while "only who has one can go on with it" not in without.output and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "waiting for a member" in without.output, without.story()
+        peers = [without, made.join("first", invite, *SLOW), made.join("second", invite, *SLOW)]
+        ids = {peer.id for peer in peers}
+        for peer in peers:
+            together = peer.wait_for("outer_step_committed", lambda event: set(event["members"]) == ids)
+            assert together["outer_step"] > first.outer_step
+        commits = [peer.commits() for peer in peers]
+        shared = set.intersection(*(set(one) for one in commits))
+        assert shared
+        assert all(len({one[step] for one in commits}) == 1 for step in shared)

@@ -1,0 +1,71 @@
+"""Whether a volunteer's limits hold: the busiest five seconds of every network device, of --upload and --download.
+
+    python benchmarks/caps.py [--upload 20] [--download 30] [--seconds 60]
+
+Four peers on hosts of their own, links as fast as the machine, rounds one after the other. Needs root and iproute2.
+Control messages are in the figures, though the limits are not for them. Prints a Markdown table and JSON.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from chaos_swarm import ChaosSwarm
+from hosts import Hosts
+
+N_PEERS = 4
+LOOK_S, WINDOW_S = 0.25, 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--upload", type=float, default=20.0, metavar="MBIT")
+    parser.add_argument("--download", type=float, default=30.0, metavar="MBIT")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    options = parser.parse_args()
+    if not Hosts.available():
+        raise SystemExit("what a device counts needs hosts of their own: run this as root, with iproute2")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    flags = ("--upload", str(options.upload), "--download", str(options.download))
+    folder = Path(tempfile.mkdtemp(prefix="atoll-caps-"))
+    with (
+        Hosts(N_PEERS) as hosts,
+        ChaosSwarm(
+            folder, hosts, N_PEERS, inner_steps=4, inner_step_s=0.1, quorum=2, preset="small", flags=flags
+        ) as swarm,
+    ):
+        rows = watch(swarm, [hosts.sent_bytes, hosts.received_bytes], options.seconds)
+    print("| peer | up: busiest 5 s, Mbit/s | of the limit | down | of the limit |\n|--:|--:|--:|--:|--:|")
+    for number, (up, down) in enumerate(rows, 1):
+        print(f"| {number} | {up:.1f} | {up / options.upload:.1%} | {down:.1f} | {down / options.download:.1%} |")
+    print(json.dumps({"benchmark": "caps", **vars(options), "busiest_mbit": rows}))
+
+
+def watch(swarm: ChaosSwarm, counters: Sequence[Callable[[int], int]], seconds: float) -> list[list[float]]:
+    """For each peer and counter, the most Mbit/s in any five seconds."""
+    looks: list[tuple[float, list[list[int]]]] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        looks.append((time.monotonic(), [[counter(host) for counter in counters] for host in range(N_PEERS)]))
+        swarm.read()
+        time.sleep(LOOK_S)
+    busiest = [[0.0] * len(counters) for _ in range(N_PEERS)]
+    for at, before in looks:
+        later = next(((then, counts) for then, counts in looks if then >= at + WINDOW_S), None)
+        if later is None:
+            break
+        then, after = later
+        for peer in range(N_PEERS):
+            for which in range(len(counters)):
+                mbit = 8e-6 * (after[peer][which] - before[peer][which]) / (then - at)
+                busiest[peer][which] = max(busiest[peer][which], mbit)
+    return busiest
+
+
+if __name__ == "__main__":
+    main()
