@@ -1,6 +1,6 @@
 """Whether a volunteer's limits hold: the busiest five seconds of every network device, of --upload and --download.
 
-    python benchmarks/caps.py [--upload 20] [--download 30] [--seconds 60]
+    python benchmarks/caps.py [--upload 5] [--download 8] [--seconds 60]
 
 Four peers on hosts of their own, links as fast as the machine, rounds one after the other. Needs root and iproute2.
 Control messages are in the figures, though the limits are not for them. Prints a Markdown table and JSON.
@@ -24,8 +24,8 @@ LOOK_S, WINDOW_S = 0.25, 5.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--upload", type=float, default=20.0, metavar="MBIT")
-    parser.add_argument("--download", type=float, default=30.0, metavar="MBIT")
+    parser.add_argument("--upload", type=float, default=5.0, metavar="MBIT")
+    parser.add_argument("--download", type=float, default=8.0, metavar="MBIT")
     parser.add_argument("--seconds", type=float, default=60.0)
     options = parser.parse_args()
     if not Hosts.available():

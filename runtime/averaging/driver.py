@@ -312,6 +312,7 @@ class Averager:
         if loaded:
             self._own.claims.clear()
         claim = self._own.stand_by()
+        self._joining.offers.trim(asyncio.get_running_loop().time())
         self.established = True
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
