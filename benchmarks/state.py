@@ -139,14 +139,12 @@ def _first(peer: PeerProcess, kind: str) -> float:
 
 
 def _gaps(peer: PeerProcess, since: float, until: float) -> list[float]:
-    """Between commits in a row, those that overlap this time."""
+    """Between commits of all members in a row, where the later one is within this time."""
     steps = commits_of(peer)
     return [
         float(later["time"] - sooner["time"])
         for sooner, later in pairwise(steps)
-        if len(sooner["members"]) == N_MEMBERS <= len(later["members"])
-        and later["time"] > since
-        and sooner["time"] < until
+        if len(sooner["members"]) == len(later["members"]) == N_MEMBERS and since < later["time"] <= until
     ]
 
 

@@ -86,8 +86,8 @@ class Replica:
         self.anchor_P = flatten(self._model.parameters(), host_vector(self.n_elements, self._device))
         self.momentum_P = torch.zeros_like(self.anchor_P)
         self._moved_P = host_vector(self.n_elements, self._device)
-        self._kept: tuple[Tensor, Tensor] | None = None
-        """Memory of the moments in an ``InnerState``."""
+        # Of the moments in an ``InnerState``; touched now, since fresh pages would hold up the first checkpoint.
+        self._kept = torch.empty_like(self.momentum_P).zero_(), torch.empty_like(self.momentum_P).zero_()
 
         self._steps = 0
         self._tokens = 0
@@ -171,8 +171,7 @@ class Replica:
 
     def inner_state(self) -> InnerState:
         """What only this peer has of its training, copied; the next call takes the memory again."""
-        moment_P, square_P = self._kept or (torch.empty_like(self.anchor_P), torch.empty_like(self.anchor_P))
-        self._kept = moment_P, square_P
+        moment_P, square_P = self._kept
         is_anchor = not self._steps and not self._tokens
         return InnerState(
             moment_P,
