@@ -41,7 +41,10 @@ def export(run: KeptRun, into: Path) -> TrainingState:
         if into.exists():
             raise ConfigError(f"{into} exists already and is never overwritten; name another with --output")
         temporary.mkdir(parents=True)
-        save_file(model.state_dict(), temporary / "model.safetensors", metadata={"format": "pt"})
+        weights = temporary / "model.safetensors"
+        save_file(model.state_dict(), weights, metadata={"format": "pt"})
+        # Safetensors writes for nobody but the owner; these are for others.
+        weights.chmod(0o644)
         config = {"model_type": "atoll-byte-gpt", "vocabulary": VOCABULARY, "preset": preset, **asdict(PRESETS[preset])}
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         (temporary / "README.md").write_text(card(run, state), "utf-8")

@@ -21,7 +21,7 @@ from runtime.averaging.codecs.base import encode_vector
 from runtime.averaging.codecs.registry import CODECS
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.messages import MemberEntry
-from runtime.averaging.pacing import STALL_S
+from runtime.averaging.pacing import STALL_S, STAMP
 from runtime.averaging.reduce import header
 from runtime.averaging.results import Results
 from runtime.averaging.transfer import HEADER, MOST_STREAMS_PER_PEER, PUSH_PROTOCOL, Kind, Push
@@ -203,5 +203,24 @@ def test_streams_beyond_their_number_are_refused_and_cost_no_memory() -> None:
         await scene.push(share(), by=HONEST, stays=True)
         await asyncio.sleep(0.5)
         assert any(isinstance(event, events.ContributionArrived) for event in scene.heard)
+
+    run_virtual(main())
+
+
+def test_whoever_acknowledges_at_no_time_is_struck() -> None:
+    """By that time the sender judges the path."""
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.begin()
+
+        async def acknowledge(stream: Stream) -> None:
+            await stream.send(STAMP.pack(float("nan")))
+            await asyncio.sleep(1e6)
+
+        scene.hostile.handlers[PUSH_PROTOCOL] = acknowledge
+        scene.exchange.send_contribution(PLAN, THEIRS, HOSTILE)
+        await asyncio.sleep(5.0)
+        assert scene.why() == ["an acknowledgement of nothing"]
 
     run_virtual(main())
