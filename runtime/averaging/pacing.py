@@ -10,7 +10,8 @@ import itertools
 import math
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import FRAME_HEADER_BYTES, Stream
@@ -26,6 +27,9 @@ LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
 FORGET_S = 30.0
 # A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
 STALL_S = 20.0
+# From this rank on a payload is no part of a round: it waits while one is being sent, but not longer than this for each
+# of its frames, so that it gets there even if the rounds fill the link.
+BACKGROUND, MOST_PATIENCE_S = 1 << 20, 0.5
 # An acknowledgement: when the frame came, by the receiver's own clock.
 STAMP = struct.Struct("!d")
 
@@ -99,6 +103,10 @@ class Uplink:
         self._waiting: list[tuple[int, int, Window, asyncio.Future[None]]] = []
         """In the order of their ranks."""
         self._numbers = itertools.count()
+        self.n_rounds = 0
+        """Payloads of rounds that are on their way."""
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     def window(self, peer: str) -> Window:
         return self._windows.setdefault(peer, Window())
@@ -107,8 +115,24 @@ class Uplink:
         """It is gone, and its clock with it."""
         self._windows.pop(peer, None)
 
+    @contextmanager
+    def of_a_round(self) -> Iterator[None]:
+        """While a payload of a round is on its way, or waits for more of it to come to be."""
+        self.n_rounds += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self.n_rounds -= 1
+            if not self.n_rounds:
+                self._quiet.set()
+
     async def turn(self, window: Window, rank: int) -> int:
         """Wait for the turn of a payload; how many bytes of it may be sent now."""
+        if rank >= BACKGROUND:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MOST_PATIENCE_S):
+                    await self._quiet.wait()
         while not (room := window.room) or any(other < rank and to.room for other, _, to, _ in self._waiting):
             entry = (rank, next(self._numbers), window, asyncio.get_running_loop().create_future())
             bisect.insort(self._waiting, entry)

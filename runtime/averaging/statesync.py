@@ -20,7 +20,7 @@ from runtime.averaging.claims import (
 )
 from runtime.averaging.download import Download, Partial
 from runtime.averaging.offers import Offers, snapshot_of
-from runtime.averaging.pacing import Uplink, receive_payload, send_payload
+from runtime.averaging.pacing import BACKGROUND, Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
 from runtime.pieces import PieceList, n_pieces
 
@@ -30,8 +30,6 @@ MAX_HEADER_BYTES = 1 << 15
 CLAIM_TIMEOUT_S = 5.0
 # A witness may have a step a moment later than the donor.
 ASK_AGAIN_S, MOST_ASKS = 0.3, 4
-# Behind all that a round sends: none waits for a joiner.
-RANK = 1 << 20
 # Whoever fetches a state asks again within this.
 FETCHING_S = 3.0
 
@@ -237,7 +235,7 @@ class StateSync:
 
     async def _send(self, stream: Stream, data: memoryview | bytes | None) -> None:
         if data is not None:
-            await send_payload(stream, Payload.of(memoryview(data)), self._uplink, RANK, count=self._count)
+            await send_payload(stream, Payload.of(memoryview(data)), self._uplink, BACKGROUND, count=self._count)
 
 
 class _Sources:

@@ -70,8 +70,6 @@ class Transfers:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.up, self.down = Meter(), Meter()
-        self.sending = 0
-        """Shares, results and pieces that are on their way to others."""
         self._transport, self._room, self._grown = transport, room, grown
         self._piece, self._strike, self._silent = piece, strike, silent
         self._serving: dict[str, int] = {}
@@ -79,6 +77,11 @@ class Transfers:
         self._plan: bytes | None = None
         self._past: dict[bytes, None] = {}
         self._plan_changed = asyncio.Event()
+
+    @property
+    def sending(self) -> int:
+        """Shares, results and pieces that are on their way to others."""
+        return self.uplink.n_rounds
 
     async def serve(self) -> None:
         await self._transport.serve(PUSH_PROTOCOL, self._on_push)
@@ -129,11 +132,8 @@ class Transfers:
             stream.close()
 
     async def _send(self, stream: Stream, payload: Payload, rank: int) -> None:
-        self.sending += 1
-        try:
+        with self.uplink.of_a_round():
             await send_payload(stream, payload, self.uplink, rank, count=self._sent, arrived=self._arrived)
-        finally:
-            self.sending -= 1
 
     def _sent(self, n_bytes: int) -> None:
         self.bytes_sent += n_bytes

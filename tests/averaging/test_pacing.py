@@ -11,6 +11,7 @@ from peers.errors import ProtocolViolation, StreamClosed
 from peers.memory import MemoryNetwork
 from peers.transport import FRAME_HEADER_BYTES, Stream
 from runtime.averaging.pacing import (
+    BACKGROUND,
     FORGET_S,
     LEAST_FRAME_BYTES,
     LEAST_WINDOW_BYTES,
@@ -192,6 +193,41 @@ def test_what_comes_first_in_a_round_goes_first_and_who_is_held_up_holds_up_nobo
         return done
 
     assert run_virtual(main()) == ["first", "second", "slow"]
+
+
+def test_what_is_no_part_of_a_round_holds_none_up_and_gets_there_all_the_same() -> None:
+    """A state goes to a joiner beside rounds: they hardly notice, and if they never end it gets there as well."""
+
+    async def main(with_joiner: bool) -> tuple[float, bool]:
+        network = MemoryNetwork(random.Random(0), 0.001, 0.002)
+        network.bytes_per_s["ann"] = 1e6
+
+        async def take(stream: Stream) -> None:
+            await receive_payload(stream, Payload(1 << 20))
+
+        for peer in ("member", "joiner"):
+            await network.transport(peer).serve("bulk", take)
+        transport, uplink = network.transport("ann"), Uplink()
+
+        async def send(peer: str, rank: int) -> None:
+            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 20), uplink, rank)
+
+        joining = [asyncio.create_task(send("joiner", BACKGROUND))] if with_joiner else []
+        # The rounds begin when it is in full swing.
+        await asyncio.sleep(0.5)
+        began = network.loop.time()
+        for _ in range(20):
+            with uplink.of_a_round():
+                await send("member", 0)
+        took_s = network.loop.time() - began
+        there = [task.done() for task in joining]
+        await asyncio.gather(*joining)
+        return took_s, all(there)
+
+    alone_s, _ = run_virtual(main(False))
+    beside_s, is_there = run_virtual(main(True))
+    assert beside_s <= 1.1 * alone_s
+    assert is_there
 
 
 def test_a_clock_that_a_receiver_makes_up_harms_its_own_transfer_only() -> None:
