@@ -12,6 +12,7 @@ from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
+from runtime.checkpoints import set_aside
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder
@@ -102,8 +103,9 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
 
     def torn(checkpoint: Path, reason: str) -> None:
         peer.log.report("checkpoint_torn", path=str(checkpoint), reason=reason)
+        set_aside(checkpoint)
 
-    if loaded := load_newest(peer.folder.path, torn):
+    if loaded := await asyncio.to_thread(load_newest, peer.folder.path, torn):
         kept, inner = loaded
         trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
         lineage, tokens, group, lost_P = kept.lineage, kept.tokens, kept.group, kept.lost_P

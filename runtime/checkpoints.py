@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 FORMAT = "atoll-checkpoint-3"
-FORK = "fork-"
+FORK, TORN = "fork-", "torn-"
 READ_BYTES = 1 << 20
 
 
@@ -104,13 +105,23 @@ def write(folder: Path, name: str, content: Mapping[str, Any], write_files: Call
 
 
 def prune(folder: Path, keep: int, keep_every: int) -> None:
-    """Let go of all but the ``keep`` newest and, of every ``keep_every``-th outer step (0: of none), its first."""
+    """Let go of all but the ``keep`` newest and the first from every ``keep_every``-th outer step on (0: from none)."""
     newest_first, _ = found(folder)
-    nth = {one.outer_step: one.path for one in newest_first if keep_every and one.outer_step % keep_every == 0}
-    stay = {one.path for one in newest_first[:keep]} | set(nth.values())
+    nth: dict[int, Checkpoint] = {}
+    for one in newest_first:
+        number = one.outer_step // keep_every if keep_every else 0
+        if number and (number not in nth or one.outer_step < nth[number].outer_step):
+            nth[number] = one
+    stay = {one.path for one in (*newest_first[:keep], *nth.values())}
     for one in newest_first:
         if one.path not in stay:
             shutil.rmtree(one.path, ignore_errors=True)
+
+
+def set_aside(path: Path) -> None:
+    """A checkpoint that cannot be used makes room for another of the same moment."""
+    with suppress(OSError):
+        path.rename(path.with_name(f"{TORN}{path.name}"))
 
 
 def clear_unfinished(folder: Path) -> None:

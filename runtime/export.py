@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from runtime.errors import ConfigError
@@ -36,7 +37,8 @@ def export(run: KeptRun, into: Path) -> TrainingState:
     """
     model, state = trained_model(run)
     preset = run.manifest.config.model.preset
-    temporary = into.with_name(f".{into.name}.unfinished")
+    into = into.absolute()
+    temporary = into.parent / f".{into.name}.unfinished"
     try:
         if into.exists():
             raise ConfigError(f"{into} exists already and is never overwritten; name another with --output")
@@ -49,8 +51,8 @@ def export(run: KeptRun, into: Path) -> TrainingState:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         (temporary / "README.md").write_text(card(run, state), "utf-8")
         temporary.rename(into)
-    except OSError as error:
-        raise ConfigError(f"{into} cannot be written ({error.strerror}); name another with --output") from None
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{into} cannot be written ({error}); name another with --output") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return state

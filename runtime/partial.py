@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,14 @@ class PartialState:
         with suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             (self._folder / digest.hex()).write_bytes(piece)
+
+    def only(self, digests: Collection[bytes]) -> None:
+        """Let go of all others: they are of a state that nobody offers any more."""
+        names = {digest.hex() for digest in digests}
+        with suppress(OSError):
+            for file in self._folder.iterdir():
+                if file.name not in names:
+                    file.unlink()
 
     def clear(self) -> None:
         with suppress(OSError):

@@ -37,6 +37,14 @@ class PieceList:
         digests = tuple(bytes(data[start : start + 32]) for start in range(0, len(data), 32))
         return cls(digests[: len(digests) // 2], digests[len(digests) // 2 :])
 
+    def fits(self, n_elements: int) -> bool:
+        """Whether it can be of vectors that long. Where the last piece is shorter its name is no other's."""
+        n = n_pieces(n_elements)
+        if len(self.anchor) != n or len(self.momentum) != n:
+            return False
+        last, others = {self.anchor[-1], self.momentum[-1]}, {*self.anchor[:-1], *self.momentum[:-1]}
+        return n_elements % piece_elements(n_elements) == 0 or not last & others
+
     def __bytes__(self) -> bytes:
         return b"".join((*self.anchor, *self.momentum))
 

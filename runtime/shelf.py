@@ -1,5 +1,6 @@
 """The runs that this disk has something of, and which one a user means."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,12 @@ class KeptRun:
 
 def kept_runs() -> list[KeptRun]:
     """Of peers that have joined, and of those that were opened by run files in the current folder."""
-    places = [*sorted(data_home().glob("*")), *sorted(Path().glob("*.peer"))]
-    return [kept_run(place) for place in places if (place / MANIFEST_FILE).is_file()]
+    runs = []
+    for place in [*sorted(data_home().glob("*")), *sorted(Path().glob("*.peer"))]:
+        # One that is damaged, or of another release, is not to hide the rest.
+        with suppress(ConfigError):
+            runs.append(kept_run(place))
+    return runs
 
 
 def kept_run(folder: Path) -> KeptRun:
@@ -40,7 +45,7 @@ def find_run(name: str) -> KeptRun:
 
     Raises: ConfigError if there is none, or more than one.
     """
-    if name and Path(name).is_dir():
+    if name and (Path(name) / MANIFEST_FILE).is_file():
         return kept_run(Path(name))
     runs = kept_runs()
     meant = [run for run in runs if name and name in (run.manifest.config.name, str(run.folder))]

@@ -166,3 +166,13 @@ def test_no_byte_of_a_text_is_left_out_of_its_loss() -> None:
     assert loss_on(model, text) != loss_on(model, other)
     with pytest.raises(ValueError, match="too few"):
         loss_on(model, text[:64])
+
+
+def test_a_damaged_folder_hides_no_other_run_and_a_folder_no_run_of_its_name(home: Path) -> None:
+    make_run(home / "data" / "atoll" / "abc", "tides")
+    (home / "data" / "atoll" / "bad").mkdir()
+    (home / "data" / "atoll" / "bad" / "manifest").write_bytes(b"damaged")
+    (home / "here" / "tides").mkdir()
+    assert "tides" in atoll("runs").output
+    assert find_run("tides").folder.name == "abc"
+    assert atoll("export", "tides", "--output", "out/").exit_code == 0

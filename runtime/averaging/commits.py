@@ -1,5 +1,7 @@
 """What a member does about commits: votes by what it holds, takes one from anyone who has it, applies it or lets go."""
 
+from dataclasses import replace
+
 from runtime.averaging.events import Action, Apply, Event, Follow, ForwardCommit, MessageFrom, Report, Strike
 from runtime.averaging.histories import Histories
 from runtime.averaging.messages import Accepted, Commit, CommitRequest, Held, Ready
@@ -33,6 +35,8 @@ class Commits:
         if descriptor.lineage != step.lineage:
             return self._histories.other_history(step, sender, descriptor.lineage)
         if descriptor.state != step.state:
+            if descriptor.leader not in descriptor.peers or step.misfit(replace(descriptor, state=step.state)):
+                return [Strike(sender, "commit of a descriptor that does not hold together")]
             return self._histories.other_state(step, sender, descriptor)
         if reason := step.misfit(descriptor):
             return [Strike(sender, f"commit of a {reason}")]

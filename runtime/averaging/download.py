@@ -8,7 +8,7 @@ and a piece that broke off is fetched from another; what is here is never fetche
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from runtime.pieces import PieceList, views
 # From one source at a time: the next is asked for while one is on its way.
 STREAMS = 3
 # How often others who are fetching are asked what they have, and how long one looks for somebody who has a piece.
-ASK_S, NOBODY_S = 0.5, 10.0
+ASK_S, NOBODY_S = 0.5, 30.0
 # Who did not have a piece, or was cut off, is left alone for so long.
 REST_S = 1.0
 # A piece that takes so long, or three times as long as others, hangs.
@@ -37,6 +37,9 @@ class Partial(Protocol):
 
     def keep(self, digest: bytes, piece: bytes) -> None: ...
 
+    def only(self, digests: Collection[bytes]) -> None:
+        """Let go of all others."""
+
     def clear(self) -> None: ...
 
 
@@ -46,6 +49,8 @@ class Forgetful:
     def recall(self, digest: bytes) -> None: ...
 
     def keep(self, digest: bytes, piece: bytes) -> None: ...
+
+    def only(self, digests: Collection[bytes]) -> None: ...
 
     def clear(self) -> None: ...
 
@@ -113,7 +118,7 @@ class Download:
 
         Raises: StreamClosed if nobody is left who has what is missing.
         """
-        self._recall()
+        await self._recall()
         loop = asyncio.get_running_loop()
         moved_at, here = loop.time(), self._bytes_here()
         workers: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -143,8 +148,11 @@ class Download:
     def _bytes_here(self) -> int:
         return self._done_bytes + sum(payload.n_ready for payload in self._payloads)
 
-    def _recall(self) -> None:
+    async def _recall(self) -> None:
+        self._partial.only(self._missing)
         for digest in list(self._missing):
+            # Gigabytes are read and hashed: others are to be answered meanwhile.
+            await asyncio.sleep(0)
             piece = self._partial.recall(digest)
             if piece is not None and hashlib.sha256(piece).digest() == digest:
                 self._take(digest, piece)
@@ -184,8 +192,8 @@ class Download:
             if have is not None and self._index[digest] not in have:
                 continue
             at_it = self._under_way.get(digest, {})
-            # What hangs is fetched from a second as well.
-            if at_it and (source in at_it or len(at_it) > 1 or now < max(at_it.values()) + self._long_s()):
+            # What hangs is fetched from another as well.
+            if at_it and (source in at_it or len(at_it) > 3 or now < max(at_it.values()) + self._long_s()):
                 continue
             cost = (len(at_it), self._n_haves[self._index[digest]])
             if best is None or cost < best_cost:

@@ -80,10 +80,11 @@ class Histories:
         if step.resyncing:
             return []
         found = Report("diverged", (("member", sender), ("outer_step", step.outer_step)))
-        others = {peer for peer, state in step.states.items() if state == step.state} - set(descriptor.peers)
-        if len(others) + 1 > len(descriptor.peers):
-            news = self._roster.refute(*descriptor.peers)
-            return [found] if news else []
+        ours = [peer for peer, state in step.states.items() if state == step.state]
+        # A descriptor may name anybody; who has said otherwise itself is not of that state.
+        theirs = set(descriptor.peers).difference(ours, [step.terms.peer])
+        if 1 + len(ours) > len(theirs):
+            return [found] if self._roster.refute(*theirs) else []
         return [found, *self.resync(step, "this peer's state is not the one that was committed")]
 
     def ask_at(self, step: Step) -> float | None:

@@ -8,9 +8,9 @@ from typing import Any
 from peers.errors import PeerError, ProtocolViolation
 from peers.messages import Status
 from peers.transport import Transport
-from runtime.averaging.claims import Claim, Refuted, State
+from runtime.averaging.claims import Claim, State
 from runtime.averaging.download import Partial
-from runtime.averaging.offers import MOST_BEHIND, Offers, Snapshot
+from runtime.averaging.offers import MOST_BEHIND, Offers
 from runtime.averaging.own_state import OwnState
 from runtime.averaging.pacing import Uplink
 from runtime.averaging.results import Results
@@ -70,7 +70,7 @@ class Joining:
         report: Callable[..., None],
     ) -> None:
         self.active = False
-        self.offers = Offers(self._snapshot, self._replayable)
+        self.offers = Offers(own.standing, own.snapshot, self._replayable)
         self._sync = StateSync(transport, n_elements, self.offers, own.claims, uplink, partial, strike)
         self._own, self._results, self._members, self._roster = own, results, members, roster
         self._peer, self._ended, self._report = transport.peer, ended, report
@@ -90,10 +90,6 @@ class Joining:
 
     async def serve(self) -> None:
         await self._sync.serve()
-
-    def _snapshot(self) -> Snapshot | None:
-        # Who only has something on its disk does not stand by it yet.
-        return self._own.snapshot() if self._own.outer_step in self._own.claims else None
 
     def _replayable(self, outer_step: int) -> bool:
         near = self._own.outer_step - outer_step <= MOST_BEHIND
@@ -155,8 +151,7 @@ class Joining:
             return Joined(donor, state, None if past is None else past.lineage != own.lineage)
         except PeerError as error:
             self._report("join_failed", member=error.peer, reason=error.reason)
-            if not isinstance(error, Refuted):
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
             return NotJoined(donor, isinstance(error, ProtocolViolation))
 
     def _show_progress(self, done_bytes: int, all_bytes: int) -> None:

@@ -40,33 +40,44 @@ class Offers:
     Times are loop time in seconds.
 
     Args:
-        take: gives the present state, None while there is none.
+        present: the claim for the present state, None while there is none; ``take`` copies it.
         replayable: whether all that was committed since an outer step can be had from this peer, and is not much.
     """
 
-    def __init__(self, take: Callable[[], Snapshot | None], replayable: Callable[[int], bool]) -> None:
+    def __init__(
+        self, present: Callable[[], Claim | None], take: Callable[[], Snapshot], replayable: Callable[[int], bool]
+    ) -> None:
         self.fetched: dict[bytes, memoryview] = {}
         """Pieces of the state that this peer is fetching."""
-        self._take, self._replayable = take, replayable
+        self._present, self._take, self._replayable = present, take, replayable
         self._snapshots: dict[bytes, tuple[Snapshot, float]] = {}
-        """By the state's digest, and when anybody last fetched of it; the newest is the last."""
+        """By the state's digest, and when anybody last fetched of it."""
 
     def offer(self, least_tokens: int, now: float) -> Snapshot | None:
         """What a joiner is to fetch: a state that others fetch already where that will do, or else the present one."""
         self.trim(now)
-        for state, (snapshot, _) in reversed(self._snapshots.items()):
-            if snapshot.claim.tokens >= least_tokens and self._replayable(snapshot.claim.outer_step):
-                self._snapshots[state] = snapshot, now
-                return snapshot
-        taken = self._take()
-        if taken is not None:
-            self.add(taken, now)
-        return taken
+        fitting = [
+            snapshot
+            for snapshot, _ in self._snapshots.values()
+            if snapshot.claim.tokens >= least_tokens and self._replayable(snapshot.claim.outer_step)
+        ]
+        if fitting:
+            newest = max(fitting, key=lambda snapshot: snapshot.claim.position)
+            self.add(newest, now)
+            return newest
+        present = self._present()
+        if present is None:
+            return None
+        known = self._snapshots.get(present.state)
+        self.add(known[0] if known else self._take(), now)
+        return self._snapshots[present.state][0]
 
     def add(self, snapshot: Snapshot, now: float) -> None:
-        self._snapshots[snapshot.claim.state] = snapshot, now
-        while len(self._snapshots) > MOST_SNAPSHOTS:
-            del self._snapshots[next(iter(self._snapshots))]
+        state = snapshot.claim.state
+        others = sorted((used_at, other) for other, (_, used_at) in self._snapshots.items() if other != state)
+        for _, least_used in others[: max(0, len(others) + 1 - MOST_SNAPSHOTS)]:
+            del self._snapshots[least_used]
+        self._snapshots[state] = snapshot, now
 
     def trim(self, now: float) -> None:
         """Let go of what nobody fetches any more."""

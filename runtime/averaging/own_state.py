@@ -59,6 +59,10 @@ class OwnState:
         self.claims.pop(self.outer_step - KEPT_CLAIMS, None)
         return claim
 
+    def standing(self) -> Claim | None:
+        """What it stands by now: None while it only has something on its disk."""
+        return self.claims.get(self.outer_step)
+
     def snapshot(self) -> Snapshot:
         """A copy that stays as it is."""
         anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()

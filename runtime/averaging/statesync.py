@@ -93,10 +93,12 @@ class StateSync:
         peers = list(dict.fromkeys((donor, *witnesses)))
         offers = await self._ask_all(peers, OfferRequest(own.tokens + 1 if own and own.tokens else 0))
         further = {peer: claim for peer, claim in offers.items() if own is None or claim.position > own.position}
-        if donor not in further:
-            raise StreamClosed(donor, "offers no state that is further than this peer's")
+        if not further:
+            # If others answer, it is not the network.
+            error = Refuted if offers and donor not in offers else StreamClosed
+            raise error(donor, "offers no state that is further than this peer's")
         n_offers = Counter(further.values())
-        claim = max(n_offers, key=lambda one: (n_offers[one], one == further[donor], one.position))
+        claim = max(n_offers, key=lambda one: (n_offers[one], one == further.get(donor), one.position))
         offering = [peer for peer, offered in further.items() if offered == claim]
         await self._confirm(offering[0], claim, peers, own)
         pieces = await self._list(offering, claim)
@@ -124,7 +126,7 @@ class StateSync:
             try:
                 await self.fetch(peer, ListRequest(claim.state), payload)
                 pieces = PieceList.parse(payload.view)
-                if pieces.digest == claim.state:
+                if pieces.digest == claim.state and pieces.fits(self._n_elements):
                     return pieces
                 self._strike(peer, "sent the pieces of a state that is not the one it claims")
             except ProtocolViolation as error:
@@ -197,10 +199,12 @@ class StateSync:
 
     async def _on_request(self, stream: Stream) -> None:
         try:
-            await self._answer(stream, STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer))
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                request = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+            await self._answer(stream, request)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
-        except StreamClosed:
+        except (StreamClosed, TimeoutError):
             return
 
     async def _answer(self, stream: Stream, request: object) -> None:
@@ -225,13 +229,14 @@ class StateSync:
         pieces = self._fetching
         if pieces is None or pieces.digest != state:
             pieces = self._offers.list_of(state)
-            return Have(_bits(pieces, pieces.distinct)) if pieces else None
+            return Have(_bits(pieces, frozenset(pieces.distinct))) if pieces else None
         return Have(_bits(pieces, self._offers.fetched))
 
     async def _say(self, stream: Stream, answer: Claim | Have | None) -> None:
         if answer is not None:
             await stream.send(STATE.encode(answer))
-            await stream.receive(1)
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                await stream.receive(1)
 
     async def _send(self, stream: Stream, data: memoryview | bytes | None) -> None:
         if data is not None:

@@ -3,7 +3,7 @@
 Shape letters: P elements of all parameters together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from runtime.errors import ConfigError
 from runtime.training.inner import InnerState
 
 STATE_FILE, INNER_FILE = "state.safetensors", "inner.safetensors"
+# A peer that is running lets go of old ones while they are read.
+MOST_LOOKS = 3
 INNER_TENSORS = ("moment_P", "square_P", "local_P", "generator")
 
 
@@ -79,19 +81,30 @@ def load_newest(
     Args: report is told of each that cannot be used, and why.
     Raises: ConfigError if there are some and none can be used.
     """
-    checkpoints, broken = found(folder)
-    for path, reason in broken.items():
-        report(path, reason)
-    for checkpoint in checkpoints:
-        try:
-            return load_checkpoint(checkpoint)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            broken[checkpoint.path] = str(error)
-            report(checkpoint.path, str(error))
+    for _ in range(MOST_LOOKS):
+        checkpoints, broken = found(folder)
+        for checkpoint in checkpoints:
+            try:
+                loaded = load_checkpoint(checkpoint)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                broken[checkpoint.path] = str(error)
+            else:
+                _tell(broken, report)
+                return loaded
+        # What the peer that writes them has let go of meanwhile was not broken.
+        if all(path.exists() for path in broken):
+            break
+    _tell(broken, report)
     if broken:
         path, reason = next(iter(broken.items()))
         raise ConfigError(f"Cannot use the checkpoint {path} ({reason}): move it away to start without it.")
     return None
+
+
+def _tell(broken: Mapping[Path, str], report: Callable[[Path, str], None]) -> None:
+    for path, reason in broken.items():
+        if path.exists():
+            report(path, reason)
 
 
 def load_checkpoint(checkpoint: Checkpoint) -> tuple[TrainingState, InnerState | None]:

@@ -13,7 +13,7 @@ from virtual_clock import run_virtual
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.memory import MemoryNetwork
-from runtime.averaging.claims import Claim, State
+from runtime.averaging.claims import Claim, Refuted, State
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.offers import IDLE_S, Offers, Snapshot, snapshot_of
 from runtime.averaging.pacing import Uplink
@@ -27,6 +27,11 @@ PIECES = PieceList.of(ANCHOR_P, MOMENTUM_P)
 CLAIM = Claim(7, b"l" * 32, PIECES.digest, 700, ("bob", "cat"))
 ALL_BYTES = 8 * N
 PIECE_BYTES = ALL_BYTES / len(PIECES.distinct)
+
+
+def take(snapshot: Snapshot | None) -> Snapshot:
+    assert snapshot is not None
+    return snapshot
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Place:
     ) -> StateSync:
         if rate:
             self.network.bytes_per_s[peer] = rate
-        offers = Offers(lambda: snapshot, lambda step: True)
+        offers = Offers(lambda: snapshot.claim if snapshot else None, lambda: take(snapshot), lambda step: True)
         known = claims if claims is not None else ({snapshot.claim.outer_step: snapshot.claim} if snapshot else {})
         transport = self.network.transport(peer)
         strike = lambda who, why: self.strikes.append((who, why))  # noqa: E731
@@ -264,22 +269,66 @@ def test_a_donor_at_a_step_that_no_member_knows_of_is_refused() -> None:
 
 
 def test_one_snapshot_serves_all_who_come_while_it_can_be_caught_up_from() -> None:
-    taken = list[int]()
-    replayable = True
+    step, replayable, taken = 7, True, list[int]()
 
-    def take() -> Snapshot:
-        taken.append(len(taken))
-        return a_snapshot(replace(CLAIM, tokens=700 + len(taken), state=bytes([len(taken)]) * 32))
+    def present() -> Claim:
+        return replace(CLAIM, outer_step=step, tokens=100 * step, state=bytes([step]) * 32)
 
-    offers = Offers(take, lambda step: replayable)
+    def copy() -> Snapshot:
+        taken.append(step)
+        return a_snapshot(present())
+
+    offers = Offers(present, copy, lambda step: replayable)
     first = offers.offer(0, 0.0)
+    step = 9
     assert offers.offer(0, IDLE_S) is first
-    # To whoever has all of that already the present state is offered.
-    later = offers.offer(702, IDLE_S)
-    assert later is not None
-    assert later.claim.tokens == 702
-    replayable = False
-    assert offers.offer(0, IDLE_S) is not first
-    assert len(taken) == 3
+    # To whoever has all of that already the present state is offered, and copied once.
+    for _ in range(3):
+        later = offers.offer(701, IDLE_S)
+        assert later is not None
+        assert later.claim.outer_step == 9
+    assert taken == [7, 9]
+    # Whoever asks for more than there is has none of it copied again.
+    assert offers.offer(1 << 60, IDLE_S) is later
+    step, replayable = 20, False
+    newest = offers.offer(0, IDLE_S + 1.0)
+    assert newest is not None
+    assert newest.claim.outer_step == 20
+    assert taken == [7, 9, 20]
+    # At most two: the one that nobody has wanted for longest is gone.
+    assert offers.list_of(bytes([7]) * 32) is None
     offers.trim(3 * IDLE_S)
     assert offers.piece(PIECES.anchor[0], 0.0) is None
+
+
+def test_a_list_in_which_a_short_piece_has_the_name_of_a_long_one_is_none() -> None:
+    """The piece would come whole, and not fit one of its places."""
+    crafted = PieceList((*PIECES.anchor[:-1], PIECES.anchor[0]), PIECES.momentum)
+    assert PIECES.fits(N)
+    assert not crafted.fits(N)
+    assert not PieceList(PIECES.anchor[:-1], PIECES.momentum).fits(N)
+
+    async def main() -> None:
+        here = place()
+        claim = replace(CLAIM, state=crafted.digest)
+        await here.add("liar", Snapshot(claim, crafted, a_snapshot().by_digest))
+        await here.add("joiner")
+        with pytest.raises(PeerError, match="list"):
+            await here.download("joiner", "liar", ["liar"])
+        assert {peer for peer, _ in here.strikes} == {"liar"}
+
+    run_virtual(main())
+
+
+def test_a_donor_that_says_it_is_ahead_and_offers_nothing_keeps_nobody_out() -> None:
+    async def main() -> None:
+        here = place()
+        await here.add("silent", None)
+        for peer in ("ann", "bob"):
+            await here.add(peer, a_snapshot())
+        await here.add("joiner")
+        assert is_whole(await here.download("joiner", "silent", ["silent", "ann", "bob"]))
+        with pytest.raises(Refuted):
+            await here.download("joiner", "silent", ["silent", "ann", "bob"], own=CLAIM)
+
+    run_virtual(main())

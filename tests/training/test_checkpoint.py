@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.checkpoints import CHECKPOINTS, MANIFEST, clear_unfinished, found, prune
+from runtime.checkpoints import CHECKPOINTS, MANIFEST, clear_unfinished, found, prune, set_aside
 from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.errors import ConfigError
 from runtime.training.checkpoint import STATE_FILE, TrainingState, load_newest, save_checkpoint
@@ -67,6 +67,27 @@ def test_the_newest_and_every_nth_stay_and_forks_are_left_alone(tmp_path: Path) 
         prune(tmp_path, 2, 5)
     kept = LINEAGE.hex()[:12]
     assert names(tmp_path) == [*(f"{n:08d}.00000-{kept}" for n in (5, 10, 11)), f"fork-00000002.00000-{kept}"]
+
+
+def test_of_every_nth_step_on_the_first_that_was_saved_stays_of_the_heavier_history(tmp_path: Path) -> None:
+    """A large model is not saved at every step."""
+    for outer_step in (2, 4, 7, 9, 12, 13, 16):
+        save_checkpoint(tmp_path, a_state(outer_step))
+    save_checkpoint(tmp_path, a_state(7, tokens=6000, lineage=bytes(32)))
+    prune(tmp_path, 1, 5)
+    assert [name[:8] for name in names(tmp_path)] == ["00000007", "00000012", "00000016"]
+    assert load_newest(tmp_path) is not None
+    assert names(tmp_path)[0].endswith(LINEAGE.hex()[:12])
+
+
+def test_a_torn_one_is_set_aside_and_its_moment_saved_again(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, a_state(3))
+    torn = save_checkpoint(tmp_path, a_state(4))
+    (torn / STATE_FILE).write_bytes(b"torn")
+    load_newest(tmp_path, lambda path, reason: set_aside(path))
+    save_checkpoint(tmp_path, a_state(4))
+    assert load(tmp_path).outer_step == 4
+    assert f"torn-{torn.name}" in names(tmp_path)
 
 
 def test_the_heavier_history_is_the_newest(tmp_path: Path) -> None:
