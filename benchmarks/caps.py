@@ -19,6 +19,7 @@ from chaos_swarm import ChaosSwarm
 from hosts import Hosts
 
 N_PEERS = 4
+# A device's counters tell nobody when they move: they are looked at so often.
 LOOK_S, WINDOW_S = 0.25, 5.0
 
 

@@ -8,15 +8,11 @@ the demo. Its inner steps are real and then asleep until their time is over, so 
 figure here is a speed of training. Prints Markdown tables, and JSON at the end.
 """
 
-import argparse
-import json
 import random
-import signal
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -24,6 +20,7 @@ from typing import Any
 
 from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
+from parts import run_parts
 
 from runtime.demo.processes import PeerProcess
 from runtime.demo.storm import Storm
@@ -217,26 +214,5 @@ def _mend(kind: str, peer: PeerProcess, hosts: Hosts | None, host: int, swarm: C
         hosts.link(host, up=True)
 
 
-PARTS: dict[str, Callable[[ExitStack, bool], dict[str, Any]]] = {
-    one.__name__: one for one in (commit, storm, partition, saturated)
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them without any")
-    parser.add_argument("--quick", action="store_true", help="a few minutes: far fewer trials, no figures to publish")
-    options = parser.parse_args()
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"no such part: {unknown[0]}; there are {', '.join(PARTS)}")
-    # Ended from outside, it still leaves no process and no namespace behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = {}
-    for part in options.parts or PARTS:
-        with ExitStack() as stack:
-            results[part] = PARTS[part](stack, options.quick)
-    print(json.dumps({"benchmark": "chaos", "quick": options.quick, **results}))
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("chaos", __doc__, [commit, storm, partition, saturated])

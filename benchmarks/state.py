@@ -7,13 +7,8 @@ their inner steps are mostly asleep, as in ``chaos.py``. ``checkpoint`` is one p
 Prints Markdown tables, and JSON at the end.
 """
 
-import argparse
-import json
-import signal
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -24,6 +19,7 @@ from typing import Any
 import torch
 from chaos_swarm import ChaosSwarm, commits_of
 from hosts import Hosts
+from parts import run_parts
 
 from runtime.config import RunConfig
 from runtime.demo.processes import PeerProcess
@@ -148,26 +144,5 @@ def _gaps(peer: PeerProcess, since: float, until: float) -> list[float]:
     ]
 
 
-PARTS: dict[str, Callable[[ExitStack, bool], dict[str, Any]]] = {
-    one.__name__: one for one in (join, catch_up, checkpoint)
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all of them without any")
-    parser.add_argument("--quick", action="store_true", help="fewer of each, no figures to publish")
-    options = parser.parse_args()
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        parser.error(f"no such part: {unknown[0]}; there are {', '.join(PARTS)}")
-    # Ended from outside, it still leaves no process and no namespace behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = {}
-    for part in options.parts or PARTS:
-        with ExitStack() as stack:
-            results[part] = PARTS[part](stack, options.quick)
-    print(json.dumps({"benchmark": "state", "quick": options.quick, **results}))
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("state", __doc__, [join, catch_up, checkpoint])

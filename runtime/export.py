@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from runtime.errors import ConfigError
 from runtime.log import commits, parse_events
 from runtime.shelf import KeptRun
-from runtime.training.checkpoint import TrainingState, load_newest
+from runtime.state import State
+from runtime.training.checkpoint import load_newest
 from runtime.training.model import GPT, PRESETS, VOCABULARY, build_model, unflatten_into
 
 
-def trained_model(run: KeptRun) -> tuple[GPT, TrainingState]:
+def trained_model(run: KeptRun) -> tuple[GPT, State]:
     """The model with the weights of the newest checkpoint that is whole, on the CPU.
 
     Raises: ConfigError if there is none.
@@ -30,7 +31,7 @@ def trained_model(run: KeptRun) -> tuple[GPT, TrainingState]:
     return model.eval(), state
 
 
-def export(run: KeptRun, into: Path) -> TrainingState:
+def export(run: KeptRun, into: Path) -> State:
     """Write ``model.safetensors``, ``config.json`` and the card ``README.md`` into a new folder.
 
     Raises: ConfigError if the folder is there already or cannot be written; nothing is left of it then.
@@ -58,7 +59,7 @@ def export(run: KeptRun, into: Path) -> TrainingState:
     return state
 
 
-def card(run: KeptRun, state: TrainingState) -> str:
+def card(run: KeptRun, state: State) -> str:
     """What these weights are and who made them, in Markdown."""
     config = run.manifest.config
     n_parameters = state.anchor_P.numel()
@@ -86,7 +87,7 @@ def card(run: KeptRun, state: TrainingState) -> str:
     return "\n".join([*lines, *(f"| `{peer}` | {steps:,} | {n:,} |" for peer, steps, n in contributors), ""])
 
 
-def _contributors(folder: Path, state: TrainingState) -> list[tuple[str, int, int]]:
+def _contributors(folder: Path, state: State) -> list[tuple[str, int, int]]:
     """Peer, outer steps that it is in, tokens; those with the most tokens first."""
     try:
         events = commits(parse_events((folder / "events.jsonl").read_bytes()))

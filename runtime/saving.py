@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from runtime.averaging.claims import State
 from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, prune
-from runtime.training.checkpoint import TrainingState, save_checkpoint
+from runtime.state import State
+from runtime.training.checkpoint import save_checkpoint
 from runtime.training.inner import InnerState
 
 # Saving takes at most this share of the time: small models are saved at every outer step.
@@ -51,7 +52,7 @@ class Saver:
 
     def keep_fork(self, state: State) -> str:
         """Write the state of a history that this peer leaves; where, in its folder."""
-        task = asyncio.create_task(self._attempt(state.outer_step, lambda: self._write(state, None, fork=True)))
+        task = asyncio.create_task(self._attempt(state.outer_step, partial(save_checkpoint, self._folder, state, fork=True)))
         self._forks.add(task)
         task.add_done_callback(self._forks.discard)
         return f"{CHECKPOINTS}/{checkpoint_name(state.outer_step, 0, state.lineage, fork=True)}"
@@ -70,10 +71,10 @@ class Saver:
     async def _save(self, outer_step: int, lineage: bytes, inner: InnerState | None) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await self._attempt(outer_step, lambda: self._copy_and_write(lineage, inner))
+        await self._attempt(outer_step, partial(self._copy_and_write, lineage, inner))
         self._again_at = loop.time() + (loop.time() - began) / SAVING_SHARE
 
-    async def _attempt(self, outer_step: int, write: Callable[[], None]) -> None:
+    async def _attempt(self, outer_step: int, write: Callable[[], object]) -> None:
         try:
             await asyncio.to_thread(write)
         except OSError as error:
@@ -86,17 +87,5 @@ class Saver:
         state = self._copy(self._memory)
         self._memory = state.anchor_P, state.momentum_P, state.lost_P
         # The next outer step may have been quicker; what this peer has trained since the one before is not of it.
-        self._write(state, inner if state.lineage == lineage else None)
+        save_checkpoint(self._folder, state, inner if state.lineage == lineage else None)
         prune(self._folder, self._keep, self._keep_every)
-
-    def _write(self, state: State, inner: InnerState | None, fork: bool = False) -> None:
-        saved = TrainingState(
-            state.outer_step,
-            state.lineage,
-            state.tokens,
-            state.group,
-            state.anchor_P,
-            state.momentum_P,
-            state.lost_P,
-        )
-        save_checkpoint(self._folder, saved, inner, fork=fork)

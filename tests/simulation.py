@@ -25,10 +25,10 @@ from peers.identity import Identity
 from peers.memory import MemoryNetwork
 from peers.messages import Role, Status
 from peers.service import Mesh
-from runtime.averaging.claims import State
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
 from runtime.pieces import PieceList
+from runtime.state import State
 from runtime.training.outer import apply_outer_step, outer_momentum
 
 RUN_ID = "5" * 40

@@ -17,7 +17,8 @@ from runtime.errors import ConfigError
 from runtime.log import EventLog
 from runtime.manifest import sign_manifest
 from runtime.shelf import find_run
-from runtime.training.checkpoint import TrainingState, save_checkpoint
+from runtime.state import State
+from runtime.training.checkpoint import save_checkpoint
 from runtime.training.inference import continuation, loss_on
 from runtime.training.model import GPT, PRESETS, build_model, flatten
 
@@ -32,7 +33,7 @@ def make_run(folder: Path, name: str = "tides", outer_step: int = 7) -> str:
     (folder / "manifest").write_bytes(manifest.sealed)
     if outer_step:
         anchor_P = flatten(build_model("toy", 0).parameters())
-        state = TrainingState(outer_step, bytes(32), 12_345, (BOB,), anchor_P, torch.zeros_like(anchor_P))
+        state = State(outer_step, bytes(32), 12_345, (BOB,), anchor_P, torch.zeros_like(anchor_P))
         save_checkpoint(folder, state)
     log = EventLog(folder / "events.jsonl", BOB)
     # Step 1 was taken twice, the second time on the history that stood; step 99 is after the checkpoint.

@@ -1,34 +1,11 @@
-"""States of a run, what peers say of them, and how they ask each other for them. All digests are SHA-256."""
+"""What peers say of the states of a run, and how they ask each other for them. All digests are SHA-256."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
-from torch import Tensor
-
 from peers.errors import ProtocolViolation
 from peers.wire import Codec, Digest, Length, PeerId
 from runtime.averaging.messages import MAX_MEMBERS
-
-
-@dataclass(frozen=True)
-class State:
-    """Anchor and outer momentum, float32 (P,) on the CPU, at the start of ``outer_step``."""
-
-    outer_step: int
-    lineage: bytes
-    tokens: int
-    """Committed by the lineage so far."""
-    group: tuple[str, ...]
-    """Whose contributions are in the last committed step, sorted."""
-    anchor_P: Tensor
-    momentum_P: Tensor
-    lost_P: Tensor | None = None
-    """Of this peer's contributions, what the codec lost and the next one makes up for; nobody else's business."""
-
-    @property
-    def position(self) -> tuple[int, int, bytes]:
-        """As of a ``Status``."""
-        return self.tokens, self.outer_step, self.lineage
 
 
 @dataclass(frozen=True)

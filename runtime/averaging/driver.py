@@ -20,7 +20,6 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
-from runtime.averaging.claims import State
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.joining import Joined, Joining, NotJoined
@@ -31,6 +30,7 @@ from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.averaging.seals import Seals
+from runtime.state import State
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0

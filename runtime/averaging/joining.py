@@ -8,7 +8,7 @@ from typing import Any
 from peers.errors import PeerError, ProtocolViolation
 from peers.messages import Status
 from peers.transport import Transport
-from runtime.averaging.claims import Claim, State
+from runtime.averaging.claims import Claim
 from runtime.averaging.download import Partial
 from runtime.averaging.offers import MOST_BEHIND, Offers
 from runtime.averaging.own_state import OwnState
@@ -16,6 +16,7 @@ from runtime.averaging.pacing import Uplink
 from runtime.averaging.results import Results
 from runtime.averaging.roster import Roster
 from runtime.averaging.statesync import StateSync
+from runtime.state import State
 
 RETRY_S = 1.0
 # A peer that came back to members who have all gone since waits so long for another.

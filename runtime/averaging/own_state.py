@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from runtime.averaging.claims import Claim, State
+from runtime.averaging.claims import Claim
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.feedback import Feedback
 from runtime.averaging.lineage import next_lineage
@@ -15,6 +15,7 @@ from runtime.averaging.offers import Snapshot, snapshot_of
 from runtime.averaging.payload import OwnShare
 from runtime.averaging.phases import Trainer
 from runtime.pieces import PieceList
+from runtime.state import State
 
 KEPT_CLAIMS = 1024
 

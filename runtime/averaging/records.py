@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from runtime.averaging.claims import Claim, State
+from runtime.averaging.claims import Claim
 from runtime.averaging.messages import Commit, MemberEntry
 from runtime.averaging.own_state import OwnState
+from runtime.state import State
 
 
 def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState) -> dict[str, object]:

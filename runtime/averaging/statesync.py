@@ -16,13 +16,13 @@ from runtime.averaging.claims import (
     OfferRequest,
     PieceRequest,
     Refuted,
-    State,
 )
 from runtime.averaging.download import Download, Partial
 from runtime.averaging.offers import Offers, snapshot_of
 from runtime.averaging.pacing import BACKGROUND, Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
 from runtime.pieces import PieceList, n_pieces
+from runtime.state import State
 
 STATE_PROTOCOL = "atoll-state-2"
 # A claim names the last group: up to 256 peer ids.

@@ -4,7 +4,6 @@ Shape letters: P elements of all parameters together.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from runtime.checkpoints import Checkpoint, checkpoint_name, found, write
 from runtime.errors import ConfigError
+from runtime.state import State
 from runtime.training.inner import InnerState
 
 STATE_FILE, INNER_FILE = "state.safetensors", "inner.safetensors"
@@ -23,26 +23,7 @@ MOST_LOOKS = 3
 INNER_TENSORS = ("moment_P", "square_P", "local_P", "generator")
 
 
-@dataclass(frozen=True)
-class TrainingState:
-    """What all peers of one lineage have in common."""
-
-    outer_step: int
-    lineage: bytes
-    """The hash chain over all committed outer steps."""
-    tokens: int
-    """Committed by the lineage so far."""
-    group: tuple[str, ...]
-    """Peers whose contributions are in its last committed step."""
-    anchor_P: Tensor
-    """float32 on the CPU."""
-    momentum_P: Tensor
-    """Of the outer optimizer; float32 on the CPU."""
-    lost_P: Tensor | None = None
-    """What the codec lost of this peer's own contributions; float32 on the CPU."""
-
-
-def save_checkpoint(folder: Path, state: TrainingState, inner: InnerState | None = None, *, fork: bool = False) -> Path:
+def save_checkpoint(folder: Path, state: State, inner: InnerState | None = None, *, fork: bool = False) -> Path:
     """Write a checkpoint into a peer's folder; where.
 
     Args:
@@ -75,7 +56,7 @@ def save_checkpoint(folder: Path, state: TrainingState, inner: InnerState | None
 
 def load_newest(
     folder: Path, report: Callable[[Path, str], None] = lambda path, reason: None
-) -> tuple[TrainingState, InnerState | None] | None:
+) -> tuple[State, InnerState | None] | None:
     """The newest checkpoint in a peer's folder that is whole, None if there is none at all.
 
     Args: report is told of each that cannot be used, and why.
@@ -107,7 +88,7 @@ def _tell(broken: Mapping[Path, str], report: Callable[[Path, str], None]) -> No
             report(path, reason)
 
 
-def load_checkpoint(checkpoint: Checkpoint) -> tuple[TrainingState, InnerState | None]:
+def load_checkpoint(checkpoint: Checkpoint) -> tuple[State, InnerState | None]:
     """Raises: ValueError, KeyError, TypeError, OSError or SafetensorError if it is not what was written."""
     checkpoint.check()
     shared = _tensors(checkpoint.path / STATE_FILE)
@@ -117,7 +98,7 @@ def load_checkpoint(checkpoint: Checkpoint) -> tuple[TrainingState, InnerState |
     for tensor in (shared["anchor"], shared["momentum"]):
         if tensor.dtype != torch.float32 or tensor.shape != (shared["anchor"].numel(),):
             raise ValueError(f"it holds a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}")
-    state = TrainingState(
+    state = State(
         checkpoint.outer_step,
         checkpoint.lineage,
         checkpoint.tokens,

@@ -13,13 +13,14 @@ from virtual_clock import run_virtual
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.memory import MemoryNetwork
-from runtime.averaging.claims import Claim, Refuted, State
+from runtime.averaging.claims import Claim, Refuted
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.offers import IDLE_S, Offers, Snapshot, snapshot_of
 from runtime.averaging.pacing import Uplink
 from runtime.averaging.statesync import StateSync
 from runtime.partial import PartialState
 from runtime.pieces import PieceList
+from runtime.state import State
 
 N = 600_000
 ANCHOR_P, MOMENTUM_P = torch.arange(N, dtype=torch.float32), torch.arange(N, dtype=torch.float32).flip(0)

@@ -10,21 +10,22 @@ import torch
 from runtime.checkpoints import CHECKPOINTS, MANIFEST, clear_unfinished, found, prune, set_aside
 from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.errors import ConfigError
-from runtime.training.checkpoint import STATE_FILE, TrainingState, load_newest, save_checkpoint
+from runtime.state import State
+from runtime.training.checkpoint import STATE_FILE, load_newest, save_checkpoint
 from runtime.training.data import Corpus, load_corpus
 from runtime.training.replica import Replica
 
 LINEAGE = bytes(range(32))
 
 
-def a_state(outer_step: int = 3, tokens: int | None = None, lineage: bytes = LINEAGE) -> TrainingState:
+def a_state(outer_step: int = 3, tokens: int | None = None, lineage: bytes = LINEAGE) -> State:
     generator = torch.Generator().manual_seed(outer_step)
     anchor_P, momentum_P = torch.randn(2, 1000, generator=generator)
     tokens = 1000 * outer_step if tokens is None else tokens
-    return TrainingState(outer_step, lineage, tokens, ("bob", "cat"), anchor_P, momentum_P)
+    return State(outer_step, lineage, tokens, ("bob", "cat"), anchor_P, momentum_P)
 
 
-def load(folder: Path) -> TrainingState:
+def load(folder: Path) -> State:
     loaded = load_newest(folder)
     assert loaded is not None
     return loaded[0]
@@ -186,7 +187,7 @@ def test_a_replica_goes_on_bit_for_bit_from_what_is_on_disk(
     replica, other = (Replica(CONFIG, corpus, device="cpu", peer_seed=seed) for seed in (1, 2))
     outer_step(replica)
     replica.train(lambda: replica.inner_steps_done >= stopped_at)
-    state = TrainingState(replica.outer_step, LINEAGE, 7, (), replica.anchor_P, replica.momentum_P)
+    state = State(replica.outer_step, LINEAGE, 7, (), replica.anchor_P, replica.momentum_P)
     save_checkpoint(tmp_path, state, replica.inner_state())
     loaded = load_newest(tmp_path)
     assert loaded is not None
