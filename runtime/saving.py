@@ -52,7 +52,8 @@ class Saver:
 
     def keep_fork(self, state: State) -> str:
         """Write the state of a history that this peer leaves; where, in its folder."""
-        task = asyncio.create_task(self._attempt(state.outer_step, partial(save_checkpoint, self._folder, state, fork=True)))
+        write = partial(save_checkpoint, self._folder, state, fork=True)
+        task = asyncio.create_task(self._attempt(state.outer_step, write))
         self._forks.add(task)
         task.add_done_callback(self._forks.discard)
         return f"{CHECKPOINTS}/{checkpoint_name(state.outer_step, 0, state.lineage, fork=True)}"
