@@ -133,6 +133,15 @@ class DirectTransport:
                 return stream
         return await self._p2pd.open(peer, [address for address in addresses if MARK not in address], protocol)
 
+    def drop(self, peer: str) -> None:
+        """The peer was lost: when it is back it is dialled anew.
+
+        On a connection whose link was down nothing moves for seconds more: TCP doubles its wait at each try.
+        """
+        for connection in list(self._open.get(peer, ())):
+            connection.abort("the peer was lost")
+        self._not_before.pop(peer, None)
+
     async def close(self) -> None:
         """End every direct connection; p2pd is its owner's to close."""
         if self._server is not None:

@@ -37,7 +37,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
     view, folder = View(), Folder(peer_config.folder)
     async with AsyncExitStack() as stack:
         known = folder.addresses[:MOST_BOOTSTRAP]
-        peer = await Peer.go_online(stack, peer_config, known, view, alone=True)
+        peer = await Peer.go_online(stack, peer_config, known, view)
         trainer = await _build(run_config, peer)
         manifest = folder.manifest()
         if manifest is None:
@@ -63,7 +63,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
         if manifest is not None and manifest.run_id != invite.run_id:
             raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
         with view.waiting("connecting"):
-            peer = await Peer.go_online(stack, peer_config, known, view, alone=manifest is not None)
+            peer = await Peer.go_online(stack, peer_config, known, view)
         peer.enter(stack, invite.run_id)
         if manifest is None:
             with view.waiting("looking for a member of the run"):

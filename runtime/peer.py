@@ -58,9 +58,9 @@ class Peer:
 
     @classmethod
     async def go_online(
-        cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View, *, alone: bool
+        cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View
     ) -> "Peer":
-        """Listen and find the DHT; ``stack`` undoes it. With ``alone``, dead bootstrap addresses are no error."""
+        """Listen and find the DHT; ``stack`` undoes it. Dead bootstrap addresses are no error: they may come back."""
         for path in (config.folder, config.key):
             stack.callback(lock(path))
         folder = Folder(config.folder)
@@ -69,7 +69,7 @@ class Peer:
         try:
             p2pd = await P2pdTransport.create(config.key, listen=listen, bootstrap=bootstrap)
         except NetworkError:
-            if not (alone and bootstrap):
+            if not bootstrap:
                 raise
             # Discovery goes on trying them.
             p2pd = await P2pdTransport.create(config.key, listen=listen)
@@ -116,6 +116,8 @@ class Peer:
 
     def _on_event(self, event: str, fields: dict[str, object]) -> None:
         self.view.show(event, fields)
+        if event == "member_down":
+            self._direct.drop(str(fields["member"]))
         if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
             # What finds the DHT again; a direct address changes with every start.
             self.folder.keep_addresses([address for address in addresses if MARK not in address])
@@ -193,7 +195,9 @@ class Peer:
             await asyncio.sleep(0.1)
             if not hinted and loop.time() - began > HINT_AFTER_S:
                 hinted = True
-                self.view.say("nobody of this run answers yet; still looking (is the invite the newest one?)")
+                self.view.say(
+                    "nobody of this run answers: waiting until one of its peers is back (is the invite the newest one?)"
+                )
 
     async def finds_members(self) -> bool:
         """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""

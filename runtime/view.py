@@ -93,6 +93,10 @@ class View:
                 return f"member {short([member])} answers but does not train; nobody waits for it"
             case "member_moves", {"member": str(member)}:
                 return f"member {short([member])} trains again"
+            case "behind", {"reason": reason}:
+                return f"the others are too far ahead to catch up with ({reason}): downloading the state anew"
+            case "work_dropped", {"outer_steps": missed}:
+                return f"this peer's work came too late for {missed} outer steps in a row: its link is too slow"
             case "waiting", {"outer_step": step, "needs": needs}:
                 return f"outer step {step} waits for more members: it needs {needs}"
             case "left", {"reason": reason}:

@@ -49,14 +49,21 @@ class Work:
 class SimulatedTrainer:
     """Takes virtual time for its inner steps; its pseudo-gradient depends on peer and outer step alone."""
 
-    def __init__(self, peer: str, rng: random.Random, phase_s: float, trained: dict[str, int] | None = None) -> None:
-        self.n_elements, self.outer_step, self.progress, self.trains = N_ELEMENTS, 0, 0, True
-        self.anchor_P = torch.linspace(-1, 1, N_ELEMENTS)
-        self.momentum_P = torch.zeros(N_ELEMENTS)
+    def __init__(
+        self,
+        peer: str,
+        rng: random.Random,
+        phase_s: float,
+        trained: dict[str, int] | None = None,
+        n_elements: int = N_ELEMENTS,
+    ) -> None:
+        self.n_elements, self.outer_step, self.progress, self.trains = n_elements, 0, 0, True
+        self.anchor_P = torch.linspace(-1, 1, n_elements)
+        self.momentum_P = torch.zeros(n_elements)
         self.phase_s, self.inner_steps, self.hangs = phase_s, 10, False
         self._trained = {peer: 0} if trained is None else trained
         self._peer, self._rng = peer, rng
-        self._carried_P = torch.zeros(N_ELEMENTS)
+        self._carried_P = torch.zeros(n_elements)
         self._carried_tokens = 0
         self._done = 0.0
 
@@ -75,16 +82,16 @@ class SimulatedTrainer:
 
     def pseudo_gradient(self) -> Tensor:
         seed = int.from_bytes(self._peer.encode()[-4:], "big") * 1000 + self.outer_step
-        noise_P = torch.randn(N_ELEMENTS, generator=torch.Generator().manual_seed(seed))
+        noise_P = torch.randn(self.n_elements, generator=torch.Generator().manual_seed(seed))
         return self._done * noise_P + self._carried_P
 
     def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
-        own_P, carried_P = self.pseudo_gradient(), torch.zeros(N_ELEMENTS)
+        own_P, carried_P = self.pseudo_gradient(), torch.zeros(self.n_elements)
         for start, stop in missed:
             carried_P[start:stop] = own_P[start:stop]
         n_missed = sum(stop - start for start, stop in missed)
         self._carried_P = carried_P
-        self._carried_tokens = (int(TOKENS * self._done) + self._carried_tokens) * n_missed // N_ELEMENTS
+        self._carried_tokens = (int(TOKENS * self._done) + self._carried_tokens) * n_missed // self.n_elements
         self._done = 0.0
         momentum = outer_momentum(self.outer_step, 0.9, 20)
         apply_outer_step(self.anchor_P, self.momentum_P, mean_pseudo_gradient_P, learning_rate=0.7, momentum=momentum)
@@ -94,7 +101,7 @@ class SimulatedTrainer:
         self.outer_step = outer_step
         self.anchor_P.copy_(anchor_P)
         self.momentum_P.copy_(momentum_P)
-        self._carried_P, self._carried_tokens, self._done = torch.zeros(N_ELEMENTS), 0, 0.0
+        self._carried_P, self._carried_tokens, self._done = torch.zeros(self.n_elements), 0, 0.0
 
     def state_digest(self) -> bytes:
         return PieceList.of(self.anchor_P, self.momentum_P).digest
@@ -120,6 +127,7 @@ class Swarm:
     quorum: int = 1
     on_partition: str = "fork"
     skew: bool = True
+    n_elements: int = N_ELEMENTS
     story: list[str] = field(default_factory=list)
     steps: dict[int, dict[str, tuple[str, str]]] = field(default_factory=dict)
     """Outer step -> peer -> lineage and anchor hash."""
@@ -161,7 +169,7 @@ class Swarm:
         identity, kept = self._identities[name], self.disks.get(name)
         trainer_rng, mesh_rng = random.Random(self.rng.random()), random.Random(self.rng.random())
         offset_s = self._clocks.uniform(-3600.0, 3600.0) if self.skew else 0.0
-        trainer = SimulatedTrainer(identity.peer, trainer_rng, phase_s, self.ledger.trained)
+        trainer = SimulatedTrainer(identity.peer, trainer_rng, phase_s, self.ledger.trained, self.n_elements)
         trainer.trains = trains
         lineage = first_lineage(RUN_ID, trainer.state_digest())
         self.ledger.root(lineage, trainer.state_digest())

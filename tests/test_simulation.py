@@ -230,6 +230,32 @@ def test_a_download_from_a_member_that_freezes_is_given_up_and_begun_with_anothe
     assert "d" in swarm.steps[40]
 
 
+def test_a_joiner_on_a_link_that_takes_ten_rounds_for_the_state_gets_in_and_holds_nobody_up() -> None:
+    """With fp4: eight bytes a parameter in ten rounds are more than the half byte that each round's results take."""
+    n_elements, calm_s = 300_000, 2.5
+
+    async def scenario(swarm: Swarm) -> None:
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0)
+        await swarm.until(lambda: 4 in swarm.steps)
+        slow = swarm.start("slow")
+        swarm.network.bytes_per_s[slow.peer] = 8 * n_elements / (10 * calm_s)
+        await swarm.until(lambda: slow.averager.established)
+        joined_at = max(swarm.steps)
+        await swarm.until(lambda: "slow" in swarm.steps[max(swarm.steps)])
+        caught_up_at, began = max(swarm.steps), swarm.loop.time()
+        await swarm.finish(300)
+        later = range(caught_up_at, swarm.last_outer_step + 1)
+        assert joined_at > 12, "its download was to take ten rounds"
+        assert caught_up_at < joined_at + 40
+        assert all("slow" in swarm.steps[step] for step in later)
+        # A phase is 2.6 s at most; now and then the others wait for its share, and learn when that is in vain.
+        assert (swarm.loop.time() - began) / len(later) < 1.3 * calm_s
+
+    swarm = simulate(0, scenario, last_outer_step=60, codec="fp4", n_elements=n_elements)
+    assert not [line for line in swarm.story if "strike" in line]
+
+
 def test_a_member_that_never_sends_its_shares_costs_a_deadline_and_is_told_of() -> None:
     async def mute(swarm: Swarm) -> None:
         for index in range(3):

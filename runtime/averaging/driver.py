@@ -24,7 +24,7 @@ from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
-from runtime.averaging.own_state import OwnState
+from runtime.averaging.own_state import MOST_STALE, OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
@@ -110,7 +110,7 @@ class Averager:
             trainer.n_elements,
             self._own,
             self._results,
-            self._transfers.uplink,
+            self._transfers,
             partial or Forgetful(),
             mesh.members,
             self.machine.roster,
@@ -260,8 +260,7 @@ class Averager:
                 result = self._results.result(shard, self.machine.held(shard))
                 self._exchange.send_result(descriptor, shard, result, to)
             case events.Reduce(descriptor, shard, contributors):
-                for peer in self._results.silent(shard, contributors):
-                    self._silent(peer, f"nothing came of its share of shard {shard}")
+                self._exchange.miss(shard, contributors)
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
             case events.Fetch():
@@ -300,9 +299,10 @@ class Averager:
         own_P = self._results.own_P if self.machine.contributes else None
         included, error = self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
+        if own_P is not None and self._own.stale == MOST_STALE + 1:
+            self._report("work_dropped", outer_step=self._own.outer_step, outer_steps=self._own.stale)
         self._results.forget_step()
-        for meter in (self._transfers.up, self._transfers.down):
-            meter.round_over()
+        self._transfers.round_over()
         begun = self._step_begun()
         self._committed()
         return begun
@@ -420,6 +420,8 @@ class Averager:
         if state is not None:
             kept = self._abandoned(self.state()) if joined.forked is not False else ""
             self._own.load(state)
+            # What came with it says how fast this peer's link is.
+            self._transfers.round_over()
             self._joining.offers.only(state.lineage)
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)

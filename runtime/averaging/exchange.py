@@ -4,6 +4,8 @@ All of it overlaps, chunk by chunk: a share is encoded as it is sent; a reducer 
 sends the mean on while the rest is still under way; a result is decoded as it comes.
 """
 
+import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -42,23 +44,39 @@ class Exchange:
     ) -> None:
         self.transfers = Transfers(transport, self._room, self._on_grown, results.piece, strike, silent)
         self._peer, self._results = transport.peer, results
-        self._happened, self._spawn, self._strike, self._report = happened, spawn, strike, report
+        self._happened, self._spawn, self._report = happened, spawn, report
+        self._strike, self._silent = strike, silent
         self._descriptor: Descriptor | None = None
         self._incoming: dict[tuple[str, Kind, int], Payload] = {}
         self._again: Counter[tuple[str, Kind, int]] = Counter()
         self._pushed: dict[tuple[str, int], Result] = {}
         """By peer and shard, the result that was or is being sent."""
+        self._owing: dict[str, int] = {}
+        """Those of whose share nothing had come when its shard was reduced."""
+        self._followed_at = 0.0
 
     def follow(self, descriptor: Descriptor) -> None:
         """Take what belongs to this descriptor's plan from now on."""
         if not self._results.follows(descriptor.plan_id):
             self._incoming, self._pushed, self._again = {}, {}, Counter()
+            self._blame()
+            self._followed_at = asyncio.get_running_loop().time()
         self._descriptor = descriptor
         self._results.follow(descriptor)
         self.transfers.follow(descriptor.plan_id)
 
     def send_contribution(self, descriptor: Descriptor, shard: int, to: str) -> None:
         self._spawn(self._push(to, Kind.CONTRIBUTION, descriptor, shard, self._results.own_share(shard)), to)
+
+    def miss(self, shard: int, contributors: tuple[int, ...]) -> None:
+        """A shard is reduced without some: who has begun to send by the next plan is slow, whoever has not is mute."""
+        self._owing |= dict.fromkeys(self._results.silent(shard, contributors), shard)
+
+    def _blame(self) -> None:
+        for peer, shard in self._owing.items():
+            if self.transfers.pushed_at.get(peer, -math.inf) < self._followed_at:
+                self._silent(peer, f"nothing came of its share of shard {shard}")
+        self._owing = {}
 
     def collect(self, shard: int) -> None:
         """Reduce a shard as its shares come."""

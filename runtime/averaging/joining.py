@@ -12,10 +12,10 @@ from runtime.averaging.claims import Claim
 from runtime.averaging.download import Partial
 from runtime.averaging.offers import MOST_BEHIND, Offers
 from runtime.averaging.own_state import OwnState
-from runtime.averaging.pacing import Uplink
 from runtime.averaging.results import Results
 from runtime.averaging.roster import Roster
 from runtime.averaging.statesync import StateSync
+from runtime.averaging.transfer import Transfers
 from runtime.state import State
 
 RETRY_S = 1.0
@@ -50,7 +50,7 @@ class Joining:
 
     Args:
         results: of the last committed steps, by which others catch up.
-        uplink: what the rounds send by as well.
+        transfers: of the rounds, by whose link states go as well.
         partial: keeps what has come of a state whose download is interrupted.
         members: the linked peers of the run with their last status.
         ended: called with the outcome of an attempt.
@@ -62,7 +62,7 @@ class Joining:
         n_elements: int,
         own: OwnState,
         results: Results,
-        uplink: Uplink,
+        transfers: Transfers,
         partial: Partial,
         members: Callable[[], dict[str, Status]],
         roster: Roster,
@@ -72,7 +72,9 @@ class Joining:
     ) -> None:
         self.active = False
         self.offers = Offers(own.standing, own.snapshot, self._replayable)
-        self._sync = StateSync(transport, n_elements, self.offers, own.claims, uplink, partial, strike)
+        self._sync = StateSync(
+            transport, n_elements, self.offers, own.claims, transfers.uplink, partial, strike, transfers.came
+        )
         self._own, self._results, self._members, self._roster = own, results, members, roster
         self._peer, self._ended, self._report = transport.peer, ended, report
         self._member_seen_at = asyncio.get_running_loop().time()

@@ -18,6 +18,9 @@ from runtime.pieces import PieceList
 from runtime.state import State
 
 KEPT_CLAIMS = 1024
+# Work that has missed so many outer steps in a row is let go: it was done from an anchor that is long gone, and would
+# weigh more than what all others have done since.
+MOST_STALE = 4
 
 
 class OwnState:
@@ -37,6 +40,8 @@ class OwnState:
         self._changing = threading.Lock()
         self._pieces: PieceList | None = None
         self._claim: Claim | None = None
+        self.stale = 0
+        """Outer steps in a row that this peer's contribution was not in."""
 
     @property
     def outer_step(self) -> int:
@@ -95,15 +100,17 @@ class OwnState:
         Args:
             mean_P: the committed mean pseudo-gradient, float32 (P,).
             contributors: for each shard the members whose contributions are in its mean, by their index.
-            me: this peer's index, None if it is not a member. What is missing of its contribution is carried over.
+            me: this peer's index, None if it is not a member. What is missing of its contribution is carried over,
+                unless it was too often.
             own_P, own_share: its contribution, float32 (P,) or None, and a shard of it as it was sent.
         """
         descriptor = commit.descriptor
         included = [shard for shard in range(descriptor.n_shards) if me in contributors[shard]]
+        self.stale = 0 if included else self.stale + 1
         missed = [
             (descriptor.bounds[shard], descriptor.bounds[shard + 1])
             for shard in range(descriptor.n_shards)
-            if shard not in included
+            if shard not in included and self.stale <= MOST_STALE
         ]
         members = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
         error = None
@@ -125,6 +132,7 @@ class OwnState:
         with self._changing:
             self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
             self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
+            self.stale = 0
             self.feedback.forget()
         self._claim = self._pieces = None
 

@@ -67,17 +67,20 @@ class Pace:
         )
         return until if self._phases else max(until, first_ready_at + LEAST_WAIT_S + FIRST_GRACE_S)
 
-    def shares_by(self, followed_at: float, half_at: float | None, n_members: int, n_missing: int) -> float:
+    def shares_by(self, followed_at: float, half_at: float | None, here_tokens: int, missing_tokens: int) -> float:
         """When a reducer goes on without the shares that are missing, by the rule above or by the others' example.
 
-        The dead do not take it: their streams end.
+        Never longer than an inner phase. The dead do not take it: their streams end.
 
-        Args: half_at is when more than half of the shares were here, None if they are not.
+        Args:
+            half_at: when more than half of the shares were here, None if they are not.
+            here_tokens, missing_tokens: what those whose shares are here have trained, and those who are waited for.
         """
         if half_at is None:
             return followed_at + self.reduce_s
-        worth_s = (1 - WORTH_OF_LATE_TOKENS) * (self.phase_s or 0.0) * n_missing / n_members
-        return half_at + max(LEAST_WAIT_S, worth_s, 0.5 * (half_at - followed_at))
+        phase_s = self.phase_s or 0.0
+        worth_s = (1 - WORTH_OF_LATE_TOKENS) * phase_s * missing_tokens / max(1, here_tokens)
+        return half_at + max(LEAST_WAIT_S, min(worth_s, phase_s), 0.5 * (half_at - followed_at))
 
     @property
     def phase_s(self) -> float | None:

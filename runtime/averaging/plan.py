@@ -142,9 +142,10 @@ def reassigned_descriptor(
     """The next revision if a shard's reducer is gone and not everyone alive holds its result; None if nothing changes.
 
     ``held`` tells which results each voter holds under ``last``. A result that anyone alive holds is settled and only
-    fetched; else the shard goes to the next member in the order.
+    fetched; else the shard goes to the next member in the order that reduces already: others may not for a reason.
     """
     here = [index for index, peer in enumerate(last.peers) if peer in alive]
+    able = [index for index in here if index in last.reducers] or here
     reducers, settled = list(last.reducers), list(last.settled)
     for shard, reducer in enumerate(last.reducers):
         if reducer in here or settled[shard]:
@@ -155,7 +156,7 @@ def reassigned_descriptor(
         if digests:
             settled[shard] = _most_held(digests)
         else:
-            reducers[shard] = _heir(reducer, here, len(last.members))
+            reducers[shard] = _heir(reducer, able, len(last.members))
     if (tuple(reducers), tuple(settled)) == (last.reducers, last.settled):
         return None
     return replace(last, revision=last.revision + 1, reducers=tuple(reducers), settled=tuple(settled))

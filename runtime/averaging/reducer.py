@@ -2,7 +2,7 @@
 
 from runtime.averaging.events import Action, Collect, Fetch, Follow, Reduce, SendContribution, SendResult
 from runtime.averaging.messages import Descriptor
-from runtime.averaging.pace import Pace
+from runtime.averaging.pace import LEAST_WAIT_S, Pace
 from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step, Terms
 
@@ -73,6 +73,8 @@ class Reducer:
         if descriptor is None or descriptor.plan_id != plan_id or sender not in descriptor.peers:
             return []
         step.arrived.setdefault(shard, set()).add(descriptor.peers.index(sender))
+        if now <= step.half_arrived_at.get(shard, now) + LEAST_WAIT_S:
+            self._roster.vain.pop(sender, None)
         if 2 * len(step.arrived[shard]) > len(descriptor.trainers):
             step.half_arrived_at.setdefault(shard, now)
         return self.reduce(step, shard, now)
@@ -86,9 +88,11 @@ class Reducer:
     def _shares_by(self, step: Step, shard: int) -> float:
         """When the shares of a shard that are not here are given up."""
         assert step.descriptor is not None
-        n_trainers, n_arrived = len(step.descriptor.trainers), len(step.arrived.get(shard, ()))
-        half_at = step.half_arrived_at.get(shard)
-        return self._pace.shares_by(step.followed_at, half_at, n_trainers, n_trainers - n_arrived)
+        arrived, half_at = step.arrived.get(shard, set()), step.half_arrived_at.get(shard)
+        here = sum(step.descriptor.members[index].weight for index in arrived)
+        missing = [step.descriptor.members[index] for index in step.descriptor.trainers if index not in arrived]
+        hoped = sum(entry.weight for entry in missing if self._roster.worth_waiting_for(entry))
+        return self._pace.shares_by(step.followed_at, half_at, here, hoped)
 
     def reduce(self, step: Step, shard: int, now: float) -> list[Action]:
         """Reduce a shard once every member's share is here, or the member gone, or its time over."""
@@ -96,11 +100,14 @@ class Reducer:
             return []
         assert step.descriptor is not None
         arrived = step.arrived.get(shard, set())
-        late = [step.descriptor.peers[index] for index in step.descriptor.trainers if index not in arrived]
-        waiting = [peer for peer in late if peer in self._roster.alive]
+        late = [step.descriptor.members[index] for index in step.descriptor.trainers if index not in arrived]
+        waiting = [entry for entry in late if entry.peer in self._roster.alive]
         if (waiting and now < self._shares_by(step, shard)) or not self._enough(step, shard):
             return []
         step.reduced.add(shard)
+        for entry in waiting:
+            if self._roster.worth_waiting_for(entry):
+                self._roster.vain[entry.peer] = entry.weight
         return [Reduce(step.descriptor, shard, tuple(sorted(arrived)))]
 
     def fetch_missing(self, step: Step) -> list[Action]:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peers.messages import Role, Status
+from runtime.averaging.messages import MemberEntry
 
 # How long a leader waits for a lost peer to be dialled again; a killed one refuses at once and costs nothing.
 REDIAL_S = 1.0
@@ -42,6 +43,8 @@ class Roster:
     """When each was first seen as a member at the outer step that it is at."""
     tokens: dict[str, int] = field(default_factory=dict)
     """What each contributed last, this peer included."""
+    vain: dict[str, int] = field(default_factory=dict)
+    """The tokens of a contribution whose shares were waited for in vain."""
     still: set[str] = field(default_factory=set)
     """Members whose training stands still: nobody waits for them."""
     _members: list[tuple[str, Status]] | None = None
@@ -77,6 +80,7 @@ class Roster:
         self.alive.pop(peer, None)
         self.since.pop(peer, None)
         self.refuted.pop(peer, None)
+        self.vain.pop(peer, None)
         self.still.discard(peer)
         if not left:
             self.lost[peer] = now
@@ -113,6 +117,10 @@ class Roster:
                 if status.is_member and self.refuted.get(peer) != status.lineage
             ]
         return self._members
+
+    def worth_waiting_for(self, entry: MemberEntry) -> bool:
+        """A late share is, but after one did not come only once a quarter more work is in it."""
+        return entry.weight >= 1.25 * self.vain.get(entry.peer, 0)
 
     def trains(self, peer: str) -> bool:
         """Whether a linked peer contributes, as far as it says."""

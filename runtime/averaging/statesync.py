@@ -42,6 +42,7 @@ class StateSync:
         claims: the claims of this peer for the last outer steps, by outer step.
         uplink: what the rounds send by as well.
         partial: keeps the pieces of a download that is interrupted.
+        came: called with the bytes of each frame of a state that comes.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class StateSync:
         uplink: Uplink,
         partial: Partial,
         strike: Callable[[str, str], None],
+        came: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
         self.bytes_sent = 0
         self._transport, self._n_elements, self._offers = transport, n_elements, offers
         self._claims, self._uplink, self._partial, self._strike = claims, uplink, partial, strike
+        self._came = came
         self._fetching: PieceList | None = None
 
     @property
@@ -140,7 +143,7 @@ class StateSync:
         stream = await self._transport.open(peer, (), STATE_PROTOCOL)
         try:
             await stream.send(STATE.encode(request))
-            await receive_payload(stream, into)
+            await receive_payload(stream, into, count=self._came)
         finally:
             stream.close()
 

@@ -70,6 +70,8 @@ class Transfers:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.up, self.down = Meter(), Meter()
+        self.pushed_at: dict[str, float] = {}
+        """When each peer last began to send something, in loop time."""
         self._transport, self._room, self._grown = transport, room, grown
         self._piece, self._strike, self._silent = piece, strike, silent
         self._serving: dict[str, int] = {}
@@ -100,6 +102,12 @@ class Transfers:
 
     def lost(self, peer: str) -> None:
         self.uplink.forget(peer)
+        self.pushed_at.pop(peer, None)
+
+    def round_over(self) -> None:
+        """What is counted from now on is of the next."""
+        self.up.round_over()
+        self.down.round_over()
 
     async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload, rank: int) -> None:
         """Send one share or result, as far as it is there and then as it comes to be; the lowest rank goes first.
@@ -143,6 +151,10 @@ class Transfers:
 
     def _received(self, n_bytes: int) -> None:
         self.bytes_received += n_bytes
+        self.came(n_bytes)
+
+    def came(self, n_bytes: int) -> None:
+        """So much has come over this peer's link, of a round or of a state."""
         self.down.count(n_bytes, asyncio.get_running_loop().time())
 
     async def _on_push(self, stream: Stream) -> None:
@@ -174,6 +186,7 @@ class Transfers:
         if header.kind not in list(Kind):
             raise ProtocolViolation(stream.peer, f"unknown kind of transfer {header.kind}")
         kind = Kind(header.kind)
+        self.pushed_at[stream.peer] = asyncio.get_running_loop().time()
         if not await self._known(header.plan_id):
             return
         payload = self._room(stream.peer, kind, header.plan_id, header.shard)

@@ -49,9 +49,12 @@ def test_who_was_told_to_stop_may_end_its_inner_step() -> None:
 
 
 def test_a_reducer_waits_for_a_late_share_as_long_as_it_is_worth() -> None:
-    # One of four is missing: a quarter of the group idles for it; half of its phase is what it may cost.
-    assert paced(8.0).shares_by(0.0, 1.0, 4, 1) == pytest.approx(2.0)
-    assert paced(8.0).shares_by(0.0, None, 4, 3) == pytest.approx(5.0)
+    # One of four equals is missing: three idle for it, each at most a third of half its phase.
+    assert paced(8.0).shares_by(0.0, 1.0, 3000, 1000) == pytest.approx(1.0 + 4.0 / 3)
+    assert paced(8.0).shares_by(0.0, None, 1000, 3000) == pytest.approx(5.0)
+    # One that carries the work of many steps, or a far faster one: but nobody idles for more than a phase.
+    assert paced(8.0).shares_by(0.0, 1.0, 4000, 3000) == pytest.approx(1.0 + 3.0)
+    assert paced(8.0).shares_by(0.0, 1.0, 3000, 90_000) == pytest.approx(1.0 + 8.0)
 
 
 def test_each_attempt_is_given_up_later_than_the_one_before() -> None:

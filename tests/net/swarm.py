@@ -97,6 +97,13 @@ class Peer:
     def wait_for_step(self, outer_step: int) -> Event:
         return self.wait_for("outer_step_committed", lambda event: event["outer_step"] >= outer_step)
 
+    def wait_to_say(self, words: str) -> None:
+        """Until the words are in its output; AssertionError after the deadline."""
+        deadline = time.monotonic() + DEADLINE_S
+        while words not in self.output:
+            assert time.monotonic() < deadline, self.story()
+            time.sleep(POLL_S)
+
     def wait_for_exit(self, timeout_s: float = DEADLINE_S) -> int:
         try:
             return self.process.wait(timeout_s)

@@ -131,12 +131,6 @@ def test_start_refuses_a_key_that_others_may_read(home: Path) -> None:
     assert_refused(home, "chmod 600", "start", "run.toml", "--data", "text.txt")
 
 
-def test_join_refuses_an_invite_whose_peers_are_gone(home: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}/p2p/{NOBODY}"
-    assert_refused(home, "ask for a newer invite", "join", f"atoll:{OTHER_RUN}@{address}")
-
-
 def test_join_refuses_an_invite_whose_peer_is_in_another_run_by_now(home: Path, live: str) -> None:
     _, _, addresses = live.partition("@")
     assert_refused(home, "in another run", "join", f"atoll:{OTHER_RUN}@{addresses}", "--data", "text.txt")

@@ -98,6 +98,28 @@ def test_frames_of_every_size_come_back_as_they_were(run: Any) -> None:
     run(scenario)
 
 
+def test_a_peer_that_was_lost_is_dialled_anew(run: Any) -> None:
+    async def scenario(both: Pair) -> None:
+        async def answer(stream: Stream) -> None:
+            with contextlib.suppress(StreamClosed):
+                await echo(stream)
+
+        await both.server.serve(BULK, answer)
+        idle, busy = await both.open(), await both.open()
+        idle.close()
+        await until(lambda: len(both.client._idle.get(both.server.peer, ())) == 1)
+        both.client.drop(both.server.peer)
+        with pytest.raises(StreamClosed):
+            await busy.receive(1)
+        await until(lambda: both.connections == 0)
+        stream = await both.open()
+        await stream.send(b"back")
+        assert await stream.receive(4) == b"back"
+        assert both.connections == 1
+
+    run(scenario)
+
+
 def test_one_stream_after_another_costs_one_connection(run: Any) -> None:
     async def scenario(both: Pair) -> None:
         async def answer(stream: Stream) -> None:
