@@ -1,9 +1,10 @@
 """What a run's state costs: joining while others train, catching up, checkpoints.
 
-    python benchmarks/state.py [join] [catch_up] [checkpoint] [--quick]
+    python benchmarks/state.py [join] [eight] [donor] [catch_up] [checkpoint] [--quick]
 
-``join`` and ``catch_up`` use real peers on hosts of their own with links of 50 Mbit/s, so they need root and iproute2;
-their inner steps are mostly asleep, as in ``chaos.py``. ``checkpoint`` is one process: how long training stands still.
+All but the last use real peers on hosts of their own with links of 50 Mbit/s, or 10 where many join, so they need root
+and iproute2; their inner steps are mostly asleep, as in ``chaos.py``. ``checkpoint`` is one process: how long training
+stands still.
 Prints Markdown tables, and JSON at the end.
 """
 
@@ -27,9 +28,11 @@ from runtime.training.data import load_corpus
 from runtime.training.model import build_model
 from runtime.training.replica import Replica
 
-MBIT = 50.0
+# For many on a few cores: what their starts take is to be little beside what their downloads do.
+MBIT, SLOW_MBIT = 50.0, 10.0
 PRESET = "small"
 N_MEMBERS = 4
+_HERE = "state_downloaded"
 
 
 def join(stack: ExitStack, quick: bool) -> dict[str, Any]:
@@ -66,6 +69,41 @@ def join(stack: ExitStack, quick: bool) -> dict[str, Any]:
         "steps_meanwhile_s": during,
         "joins": rows,
     }
+
+
+def eight(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """Eight that join at once: from the first link of the first to the last state, against one member's link alone."""
+    n_joiners = 2 if quick else 8
+    swarm = _swarm(stack, N_MEMBERS + n_joiners, SLOW_MBIT, inner_step_s=3.0)
+    joiners = [swarm.join() for _ in range(n_joiners)]
+    swarm.until(lambda: all(peer.is_member for peer in joiners), "not all have joined", 300.0)
+    began, ended = (pick(_first(peer, kind) for peer in joiners) for pick, kind in ((min, "link"), (max, _HERE)))
+    own_s = [_first(peer, _HERE) - _first(peer, "link") for peer in joiners]
+    alone_s = n_joiners * 8 * n_elements() * 8 / (SLOW_MBIT * 1e6)
+    print("\n| joiners | MB each | s until all have it | median of each | from one member alone | times better |")
+    print("|--:|--:|--:|--:|--:|--:|")
+    megabytes, took_s = 8 * n_elements() / 1e6, ended - began
+    row = f"| {n_joiners} | {megabytes:.1f} | {took_s:.1f} | {median(own_s):.1f} | {alone_s:.1f} "
+    print(f"{row}| {alone_s / took_s:.1f} |", flush=True)
+    return {"joiners": n_joiners, "took_s": took_s, "each_s": own_s, "alone_s": alone_s}
+
+
+def donor(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """A member dies when half of the state is there: how many bytes more than the state the joiner takes for it."""
+    rows = []
+    print("\n| state, MB | taken for it, MB | more than it |\n|--:|--:|--:|")
+    for _ in range(1 if quick else 3):
+        with ExitStack() as own:
+            swarm = _swarm(own, N_MEMBERS + 1, SLOW_MBIT, inner_step_s=3.0)
+            joiner = swarm.join()
+            swarm.until(lambda peer=joiner: _progress(peer) >= 0.5, "no download")  # type: ignore[misc]
+            swarm.peers[0].kill()
+            swarm.until(lambda peer=joiner: peer.is_member, "the joiner is no member")  # type: ignore[misc]
+            here = next(event for event in joiner.events if event["event"] == _HERE)
+        rows.append({"bytes": here["bytes"], "received_bytes": here["received_bytes"]})
+        more = here["received_bytes"] / here["bytes"] - 1
+        print(f"| {here['bytes'] / 1e6:.2f} | {here['received_bytes'] / 1e6:.2f} | {more:.1%} |", flush=True)
+    return {"killed_at_half": rows}
 
 
 def catch_up(stack: ExitStack, quick: bool) -> dict[str, Any]:
@@ -121,13 +159,19 @@ def n_elements() -> int:
     return sum(parameter.numel() for parameter in build_model(PRESET, 0).parameters())
 
 
-def _swarm(stack: ExitStack, n_hosts: int) -> ChaosSwarm:
+def _swarm(stack: ExitStack, n_hosts: int, mbit: float = MBIT, inner_step_s: float = 0.15) -> ChaosSwarm:
     if not Hosts.available():
         raise SystemExit("shaped links need hosts of their own: run this as root, with iproute2")
-    hosts = stack.enter_context(Hosts(n_hosts, MBIT))
+    hosts = stack.enter_context(Hosts(n_hosts, mbit))
     folder = Path(tempfile.mkdtemp(prefix="atoll-state-"))
-    options = {"inner_steps": 10, "inner_step_s": 0.15, "quorum": 2, "preset": PRESET}
+    options = {"inner_steps": 10, "inner_step_s": inner_step_s, "quorum": 2, "preset": PRESET}
     return stack.enter_context(ChaosSwarm(folder, hosts, N_MEMBERS, **options))  # type: ignore[arg-type]
+
+
+def _progress(peer: PeerProcess) -> float:
+    """How much of the state is there, as last told."""
+    told = [event for event in peer.events if event["event"] == "state_downloading"]
+    return told[-1]["bytes"] / told[-1]["of_bytes"] if told else 0.0
 
 
 def _first(peer: PeerProcess, kind: str) -> float:
@@ -145,4 +189,4 @@ def _gaps(peer: PeerProcess, since: float, until: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    run_parts("state", __doc__, [join, catch_up, checkpoint])
+    run_parts("state", __doc__, [join, eight, donor, catch_up, checkpoint])

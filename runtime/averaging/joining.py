@@ -160,7 +160,7 @@ class Joining:
     def _show_progress(self, done_bytes: int, all_bytes: int) -> None:
         now = asyncio.get_running_loop().time()
         if done_bytes == all_bytes:
-            self._report("state_downloaded", bytes=all_bytes)
+            self._report("state_downloaded", bytes=all_bytes, received_bytes=self._sync.received_bytes)
             return
         at, before_bytes = self._shown
         if now >= at + 1.0:

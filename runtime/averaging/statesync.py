@@ -57,6 +57,8 @@ class StateSync:
         came: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
         self.bytes_sent = 0
+        self.received_bytes = 0
+        """Of the state that is being fetched, or was last."""
         self._transport, self._n_elements, self._offers = transport, n_elements, offers
         self._claims, self._uplink, self._partial, self._strike = claims, uplink, partial, strike
         self._came = came
@@ -110,6 +112,7 @@ class StateSync:
         sources = _Sources(self, claim.state, pieces, offering, linked)
         have = self._offers.fetched
         salt = self._transport.peer
+        self.received_bytes = 0
         fetch = Download(pieces, self._n_elements, salt, sources, self._partial, have, self._strike, progress)
         try:
             anchor_P, momentum_P = await fetch.run()
@@ -143,9 +146,13 @@ class StateSync:
         stream = await self._transport.open(peer, (), STATE_PROTOCOL)
         try:
             await stream.send(STATE.encode(request))
-            await receive_payload(stream, into, count=self._came)
+            await receive_payload(stream, into, count=self._received)
         finally:
             stream.close()
+
+    def _received(self, n_bytes: int) -> None:
+        self.received_bytes += n_bytes
+        self._came(n_bytes)
 
     async def haves(self, peer: str, state: bytes) -> bytes:
         """The bits of ``Have``. Raises: PeerError, TimeoutError."""
