@@ -53,7 +53,7 @@ class IdleTrainer:
     """Its inner phase is to wait for the word to go, its outer step to take note of the time."""
 
     def __init__(self, vector_P: Tensor) -> None:
-        self.n_elements, self.trains = vector_P.numel(), True
+        self.n_elements, self.trains, self.device = vector_P.numel(), True, "cpu"
         self.outer_step = 0
         self.anchor_P = self.momentum_P = torch.zeros(1)
         self._vector_P, self._own_P = vector_P, vector_P.clone()

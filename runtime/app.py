@@ -48,7 +48,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
         folder.claim(manifest)
         peer.enter(stack, manifest.run_id)
         await peer.print_invite()
-        return await _take_part(peer, manifest, trainer, opens=not known)
+        return await _take_part(stack, peer, manifest, trainer, opens=not known)
 
 
 async def join(invite: Invite, peer_config: PeerConfig) -> int:
@@ -73,7 +73,7 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
         folder.claim(manifest)
         trainer = await _build(manifest.config, peer)
         await peer.print_invite(invite.addresses)
-        return await _take_part(peer, manifest, trainer, opens=False)
+        return await _take_part(stack, peer, manifest, trainer, opens=False)
 
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
@@ -85,7 +85,7 @@ async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
         return await asyncio.to_thread(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads)
 
 
-async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens: bool) -> int:
+async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trainer: Trainer, *, opens: bool) -> int:
     """Everything from having a model to saying goodbye.
 
     Args: opens if the run is this peer's own and nobody else has ever been in it.
@@ -145,6 +145,7 @@ async def _take_part(peer: Peer, manifest: Manifest, trainer: Trainer, *, opens:
     )
     keep, keep_every = peer.config.keep, peer.config.keep_every
     saver = Saver(peer.folder.path, averager.state, trainer.inner_state, keep, keep_every, peer.log.report)
+    await peer.open_feed(stack, manifest, averager.doing)
     peer.view.run(config, manifest.run_id, trainer.n_elements)
     with peer.view.training() as line:
         moving = asyncio.create_task(_keep_moving(line, trainer, config, peer.view))

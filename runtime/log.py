@@ -13,12 +13,15 @@ from typing import Any
 
 Event = Mapping[str, Any]
 
+SCHEMA = 1
+"""Of the events as docs/events.md has them; it grows when a reader of the one before would misread."""
+
 
 class EventLog:
     """Appends events to a file, each line written whole and at once, and hands them to whoever listens."""
 
     def __init__(self, path: Path, peer: str) -> None:
-        self.listener: Callable[[str, dict[str, object]], None] = lambda event, fields: None
+        self.listener: Callable[[Event], None] = lambda event: None
         self._peer = peer
         self._file = path.open("ab", buffering=0)
         self._torn = _is_torn(path)
@@ -26,12 +29,13 @@ class EventLog:
 
     def report(self, event: str, **fields: object) -> None:
         """Log an event. On a full disk the run goes on without its lines, and the listener hears ``log_failed``."""
-        line = json.dumps({"event": event, "time": round(time.time(), 4), "peer": self._peer, **fields})
-        failed = self._write(line.encode() + b"\n")
+        origin = {"time": round(time.time(), 4), "peer": self._peer}
+        written = {"event": event, **origin, **fields}
+        failed = self._write(json.dumps(written).encode() + b"\n")
         if failed and not self._failing:
-            self.listener("log_failed", {"reason": failed})
+            self.listener({"event": "log_failed", **origin, "reason": failed})
         self._failing = bool(failed)
-        self.listener(event, fields)
+        self.listener(written)
 
     def close(self) -> None:
         self._file.close()
@@ -63,12 +67,17 @@ def parse_events(data: bytes) -> list[Event]:
     events: list[Event] = []
     for line in data.splitlines():
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and "event" in event:
             events.append(event)
     return events
+
+
+def _no_number(name: str) -> None:
+    """JSON has no NaN and no infinity, and whoever writes them wants to see them where a number is read."""
+    raise ValueError(f"{name} is no number")
 
 
 def commits(events: Iterable[Event]) -> list[Event]:

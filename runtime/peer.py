@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from peers.direct import DirectTransport
 from peers.discovery import DhtDiscovery
 from peers.errors import NetworkError, PeerError, ProtocolViolation
 from peers.identity import Identity
-from peers.messages import Role, Status
+from peers.messages import PROTOCOL_VERSION, Role, Status
 from peers.p2pd import P2pdTransport
 from peers.service import Mesh
 from peers.transport import Transport
@@ -25,8 +25,10 @@ from runtime.config import PeerConfig
 from runtime.errors import ConfigError
 from runtime.folder import Folder, lock, unwritable
 from runtime.invite import Invite, format_invite
-from runtime.log import EventLog
+from runtime.log import SCHEMA, Event, EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
+from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
+from runtime.monitor.history import History
 from runtime.view import View
 
 T = TypeVar("T")
@@ -51,6 +53,8 @@ class Peer:
         self.run_id = ""
         self.log: EventLog
         self.mesh: Mesh
+        self._history: History
+        self._feed: Feed | None = None
         self._p2pd, self._discovery = p2pd, discovery
         self.leaving = asyncio.Event()
         self._exit_code = 0
@@ -92,8 +96,10 @@ class Peer:
         except OSError as error:
             raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
+        self._history = History(self.folder.path / "history.jsonl")
         self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
         self.log.listener = self._on_event
+        self.log.report("started", schema=SCHEMA, protocol=PROTOCOL_VERSION)
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
         # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
         known = self.folder.addresses
@@ -114,13 +120,36 @@ class Peer:
     def _strike(self, peer: str, reason: str) -> None:
         self.log.report("strike", member=peer, reason=reason)
 
-    def _on_event(self, event: str, fields: dict[str, object]) -> None:
-        self.view.show(event, fields)
-        if event == "member_down":
-            self._direct.drop(str(fields["member"]))
-        if event in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
+    def _on_event(self, event: Event) -> None:
+        kind = event["event"]
+        self.view.show(event)
+        self._history.add(event)
+        if self._feed is not None:
+            self._feed.tell(event)
+        if kind == "joined" and self._history.outer_step < event["outer_step"]:
+            self._learning = asyncio.create_task(self._learn_past())
+        if kind == "member_down":
+            self._direct.drop(event["member"])
+        if kind in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
             # What finds the DHT again; a direct address changes with every start.
             self.folder.keep_addresses([address for address in addresses if MARK not in address])
+
+    async def _learn_past(self) -> None:
+        """What the run did before this peer came, from the first member that tells."""
+        for member in self.mesh.members():
+            try:
+                self._history.merge(await past_of(member, self.transport, self.run_id))
+                return
+            except (PeerError, TimeoutError):
+                continue
+
+    async def open_feed(
+        self, stack: AsyncExitStack, manifest: Manifest, doing: Callable[[], dict[str, dict[str, object]]]
+    ) -> None:
+        """From now on the run can be watched from here."""
+        self._feed = Feed(self.identity.peer, self.run_id, manifest.sealed, self._history, doing)
+        await self.transport.serve(WATCH_PROTOCOL, self._feed.serve)
+        stack.push_async_callback(end, asyncio.create_task(self._feed.keep_telling()))
 
     def _listen_to_the_user(self) -> None:
         loop = asyncio.get_running_loop()

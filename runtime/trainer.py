@@ -35,6 +35,7 @@ class AuxiliaryTrainer:
     """Has the run's state and trains nothing: no data, no inner optimizer, and of the model its parameters."""
 
     trains = False
+    device = ""
 
     def __init__(self, run_config: RunConfig) -> None:
         self._outer = run_config.outer
@@ -92,6 +93,7 @@ class ReplicaTrainer:
             run_config, corpus, device=peer_config.device, peer_seed=seed, inner_step_s=peer_config.inner_step_s
         )
         self.n_elements = self.replica.n_elements
+        self.device = self.replica.device
         self._inner_steps = run_config.inner.steps
         self._is_still = True
         """Whether no inner step is being taken, as far as the event loop knows."""

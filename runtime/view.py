@@ -1,6 +1,5 @@
 """What a volunteer sees of their own peer: a spinner while something is waited for, then a line for each outer step."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
@@ -8,6 +7,7 @@ from rich.status import Status
 
 from peers.wire import short
 from runtime.config import RunConfig
+from runtime.log import Event
 
 
 class View:
@@ -39,13 +39,13 @@ class View:
         """A line that moves with the inner steps, below the others; nothing where there is no terminal."""
         return self._console.status("waiting for the first inner step")
 
-    def show(self, event: str, fields: Mapping[str, object]) -> None:
+    def show(self, event: Event) -> None:
         """One line for what a volunteer wants to know, nothing for the rest."""
-        if line := self._line(event, fields):
+        if line := self._line(event):
             self.say(line)
 
-    def _line(self, event: str, fields: Mapping[str, object]) -> str | None:
-        match event, fields:
+    def _line(self, event: Event) -> str | None:
+        match event["event"], event:
             case "outer_step_committed", {
                 "outer_step": step,
                 "members": list(members),
@@ -70,8 +70,8 @@ class View:
                 return f"the validation loss at outer step {step} is not a number: the run has diverged"
             case "validated", {"outer_step": step, "val_loss": float(loss)}:
                 return f"validation loss {loss:.4f} nats/byte at outer step {step}"
-            case (("strike" | "join_failed" | "manifest_failed"), {"member": str(member), "reason": reason}):
-                return f"{event.replace('_', ' ')}: {short([member])}: {reason}"
+            case (("strike" | "join_failed" | "manifest_failed") as kind, {"member": str(member), "reason": reason}):
+                return f"{kind.replace('_', ' ')}: {short([member])}: {reason}"
             case "checkpoint_failed", {"reason": reason}:
                 return f"the state could not be saved, what was saved before stands: {reason}"
             case "checkpoint_torn", {"path": path, "reason": reason}:

@@ -58,6 +58,7 @@ class SimulatedTrainer:
         n_elements: int = N_ELEMENTS,
     ) -> None:
         self.n_elements, self.outer_step, self.progress, self.trains = n_elements, 0, 0, True
+        self.device = "cpu"
         self.anchor_P = torch.linspace(-1, 1, n_elements)
         self.momentum_P = torch.zeros(n_elements)
         self.phase_s, self.inner_steps, self.hangs = phase_s, 10, False
@@ -66,11 +67,13 @@ class SimulatedTrainer:
         self._carried_P = torch.zeros(n_elements)
         self._carried_tokens = 0
         self._done = 0.0
+        self._trained_from = -1
 
     async def train(self, stop: threading.Event) -> Work:
         if not self.trains:
             return Work(0, 0.0)
         loop = asyncio.get_running_loop()
+        self._trained_from = self.outer_step
         began, duration_s = loop.time(), self.phase_s * self._rng.uniform(0.8, 1.3)
         # A stop is seen between two inner steps.
         while self.hangs or (loop.time() - began < duration_s and not stop.is_set()):
@@ -81,12 +84,16 @@ class SimulatedTrainer:
         return Work(int(TOKENS * self._done) + self._carried_tokens, math.exp(-self.outer_step / 10))
 
     def pseudo_gradient(self) -> Tensor:
+        assert self._trained_from == self.outer_step, "no contribution is of another state than it is trained from"
+        return self._moved()
+
+    def _moved(self) -> Tensor:
         seed = int.from_bytes(self._peer.encode()[-4:], "big") * 1000 + self.outer_step
         noise_P = torch.randn(self.n_elements, generator=torch.Generator().manual_seed(seed))
         return self._done * noise_P + self._carried_P
 
     def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
-        own_P, carried_P = self.pseudo_gradient(), torch.zeros(self.n_elements)
+        own_P, carried_P = self._moved(), torch.zeros(self.n_elements)
         for start, stop in missed:
             carried_P[start:stop] = own_P[start:stop]
         n_missed = sum(stop - start for start, stop in missed)

@@ -10,7 +10,7 @@ def test_an_event_is_one_line_and_is_heard() -> None:
     """And where the disk is full, it is heard all the same: a run does not end because it cannot be written about."""
     heard = list[str]()
     log = EventLog(Path("/dev/full"), "peer")
-    log.listener = lambda event, fields: heard.append(event)
+    log.listener = lambda event: heard.append(event["event"])
     log.report("joined", outer_step=3)
     log.report("left")
     log.close()
@@ -21,8 +21,8 @@ def test_a_line_for_which_there_was_no_room_does_not_take_the_next_with_it(tmp_p
     """A file size limit does to a line what a full disk does: a part of it is written."""
     path = tmp_path / "events.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    log, heard = EventLog(path, "peer"), list[tuple[str, dict[str, object]]]()
-    log.listener = lambda event, fields: heard.append((event, fields))
+    log, heard = EventLog(path, "peer"), list[str]()
+    log.listener = lambda event: heard.append(event["event"])
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
@@ -32,7 +32,7 @@ def test_a_line_for_which_there_was_no_room_does_not_take_the_next_with_it(tmp_p
         signal.signal(signal.SIGXFSZ, handler)
     log.report("left")
     log.close()
-    assert [event for event, _ in heard] == ["log_failed", "joined", "left"]
+    assert heard == ["log_failed", "joined", "left"]
     torn, whole = path.read_text().splitlines()
     assert len(torn) == 20
     assert json.loads(whole)["event"] == "left"

@@ -22,6 +22,7 @@ from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
+from runtime.averaging.figures import OwnFigures
 from runtime.averaging.joining import Joined, Joining, NotJoined
 from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
 from runtime.averaging.own_state import MOST_STALE, OwnState
@@ -98,7 +99,7 @@ class Averager:
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
         self._own = OwnState(trainer, lineage, tokens, group, lost_P)
         self.established, self._last_outer_step = established, last_outer_step
-        self._caps, self._report, self._committed, self._abandoned = caps, report, committed, abandoned
+        self._report, self._committed, self._abandoned = report, committed, abandoned
         self._results = Results(identity.peer, quorum)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
         self._exchange = Exchange(
@@ -121,7 +122,7 @@ class Averager:
         self._seals = Seals(identity)
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
-        self._ready_at = self._followed_at = 0.0
+        self._figures = OwnFigures(trainer.device, self._transfers, caps)
 
     @property
     def finished(self) -> bool:
@@ -143,10 +144,20 @@ class Averager:
             self._mesh.bytes_received + self._transfers.bytes_received,
         )
 
+    def doing(self) -> dict[str, dict[str, object]]:
+        """By peer, this one included, what it is at and how far: for who watches."""
+        statuses = {self._identity.peer: self._status(), **self._mesh.members()}
+        return {
+            peer: {"doing": doing, "outer_step": statuses[peer].outer_step, "progress": statuses[peer].progress}
+            for peer, doing in self.machine.doing().items()
+            if peer in statuses
+        }
+
     def _on_moved(self, event: events.Event) -> None:
         self._inbox.put_nowait(_Moved(event, self._results.generation))
 
     def strike(self, peer: str, reason: str) -> None:
+        self._figures.strikes += 1
         self._report("strike", member=peer, reason=reason)
 
     def _silent(self, peer: str, reason: str) -> None:
@@ -298,6 +309,7 @@ class Averager:
             self._results.keep(commit, sealed)
         own_P = self._results.own_P if self.machine.contributes else None
         included, error = self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
+        self._figures.error = error
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         if own_P is not None and self._own.stale == MOST_STALE + 1:
             self._report("work_dropped", outer_step=self._own.outer_step, outer_steps=self._own.stale)
@@ -316,19 +328,19 @@ class Averager:
         self.established = True
         self._mesh.set_status(self._status(), announce=True)
         if not self.finished:
+            self._figures.begun(asyncio.get_running_loop().time())
             self._phases.go()
         group = frozenset(claim.group)
         return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
 
     def _commit_fields(self, commit: Commit, included: list[MemberEntry]) -> dict[str, object]:
         took_part = self._identity.peer in commit.descriptor.peers
-        now = asyncio.get_running_loop().time()
+        times = self._figures.times(asyncio.get_running_loop().time())
         sent, received = self.round_bytes
         return {
             **commit_fields(commit, included, self._own),
             "live": self.machine.n_live,
-            "round_s": round(now - self._followed_at, 4) if took_part else None,
-            "forming_s": round(self._followed_at - self._ready_at, 4) if took_part else None,
+            **(times if took_part else dict.fromkeys(times)),
             "bytes_sent": sent,
             "bytes_received": received,
             "state_bytes_sent": self._joining.bytes_sent,
@@ -339,11 +351,11 @@ class Averager:
     def _on_work(self, work: InnerWork) -> None:
         if self._trainer.trains:
             self._results.own_P = self._own.feedback.contribution(self._trainer.pseudo_gradient())
-        self._ready_at = asyncio.get_running_loop().time()
+        self._figures.ready(asyncio.get_running_loop().time())
         loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
-        up, down = self._caps.planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
-        link = (up, down, self._transport.dialable)
-        self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link))
+        link = (*self._figures.link(), self._transport.dialable)
+        told = self._figures.told(work.tokens, self.round_bytes)
+        self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link, told))
 
     def _status(self) -> Status:
         member = Role.MEMBER if self._trainer.trains else Role.AUXILIARY
@@ -393,7 +405,7 @@ class Averager:
             codec=descriptor.codec,
         )
         if not self._results.follows(descriptor.plan_id):
-            self._followed_at = asyncio.get_running_loop().time()
+            self._figures.followed(asyncio.get_running_loop().time())
         self._exchange.follow(descriptor)
 
     # Joining: have the state that the members have, or get it.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from peers.membership import Changed, Down, Gone, Slept, Up
-from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Held, Past, Ready
+from runtime.averaging.messages import Commit, CommitRequest, Descriptor, Figures, Held, Past, Ready
 
 Message = Ready | Descriptor | Held | Commit | CommitRequest | Past
 """As the machine sees them: the driver has opened the seals of descriptors and commits and checked who signed."""
@@ -37,6 +37,7 @@ class ContributionReady:
     """Of this peer's link, bytes a second; 0 while it is not known."""
     down: int = 0
     dialable: bool = True
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,32 @@ MOST_ATTEMPTS = 1_000_000
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a member says of itself for those who watch: its own word, by which nothing is decided.
+
+    Whole numbers, since a group's figures go to everyone in every round.
+    """
+
+    device: Annotated[str, Length(0, 16)]
+    """What it trains on, as torch names it; empty where it does not train."""
+    tokens_per_s: int
+    trained_ms: int
+    """Of its last inner phase."""
+    waited_ms: int
+    """From the end of the phase before until this one began: the round, and waiting for others."""
+    up: int
+    """Of its link as measured, bytes a second; 0 while it is not known."""
+    down: int
+    sent_bytes: int
+    """Of rounds, since its process began; ``received_bytes`` as well."""
+    received_bytes: int
+    error_ppm: int | None
+    """Relative L2 error of its last contribution as it was sent, in millionths."""
+    strikes: int
+    """That it has recorded of others."""
+
+
+@dataclass(frozen=True)
 class MemberEntry:
     """One member of a group: ``weight`` in tokens, ``loss`` its mean training loss in nats a token or None."""
 
@@ -26,6 +52,7 @@ class MemberEntry:
     loss: float | None
     trains: bool = True
     """Who does not is auxiliary: it reduces and votes, and contributes nothing."""
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +171,7 @@ class Ready:
     """Whether others reach it directly, as far as it knows; who cannot be dialled reduces nothing."""
     trains: bool = True
     """As in ``MemberEntry``; who does not is ready as soon as it has the state."""
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class Trainer(Protocol):
     n_elements: int
     trains: bool
     """False for an auxiliary peer: ``train`` returns at once, and there is no pseudo-gradient."""
+    device: str
+    """What it trains on, as torch names it; empty where it does not."""
 
     @property
     def outer_step(self) -> int: ...

@@ -28,7 +28,8 @@ def fresh_descriptor(
     """
     chosen = leadership_order(run_id, outer_step, attempt, readies)[:MAX_MEMBERS]
     members = tuple(
-        MemberEntry(peer, readies[peer].weight, readies[peer].loss, readies[peer].trains) for peer in sorted(chosen)
+        MemberEntry(peer, ready.weight, ready.loss, ready.trains, ready.figures)
+        for peer, ready in sorted((peer, readies[peer]) for peer in chosen)
     )
     some = readies[chosen[0]]
     parts = shard_parts(_links([readies[entry.peer] for entry in members]))

@@ -1,6 +1,7 @@
 """What the event log says of a commit and of the end of a fork; docs/events.md explains each field."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from runtime.averaging.claims import Claim
 from runtime.averaging.messages import Commit, MemberEntry
@@ -14,6 +15,7 @@ def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState
     Args:
         included: those whose contributions are in it.
     """
+    figures = [None if entry.figures is None else asdict(entry.figures) for entry in included]
     counted = [(entry.weight, entry.loss) for entry in included if entry.loss is not None and entry.weight]
     tokens = sum(weight for weight, _ in counted)
     return {
@@ -23,6 +25,8 @@ def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState
         "anchor_sha256": own.pieces().anchor_digest.hex(),
         "members": [entry.peer for entry in included],
         "weights": [entry.weight for entry in included],
+        "losses": [entry.loss for entry in included],
+        "figures": figures,
         "tokens": own.tokens,
         "loss": sum(weight * loss for weight, loss in counted) / tokens if tokens else None,
     }

@@ -88,6 +88,10 @@ class Round:
         members = [peer for peer, _ in self.roster.members() if peer not in self.roster.still]
         return self.terms.trains + sum(self.roster.trains(peer) for peer in members)
 
+    def doing(self) -> dict[str, str]:
+        """As ``Step.doing``; nothing before this peer has a state."""
+        return self._step.doing(self.roster) if self._step else {}
+
     @property
     def contributes(self) -> bool:
         """Whether the contribution that the plan counts is here."""

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from peers.election import leadership_order
+from peers.messages import Role
 from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.codecs.choice import allowed
 from runtime.averaging.events import ContributionReady
@@ -129,6 +130,7 @@ class Step:
             down=self.own.down,
             dialable=self.own.dialable,
             trains=self.terms.trains,
+            figures=self.own.figures,
         )
 
     def ready_now(self, alive: Collection[str]) -> dict[str, Ready]:
@@ -138,6 +140,23 @@ class Step:
             for peer, ready in sorted(self.readies.items())
             if ready.attempt == self.attempt and (peer == self.terms.peer or peer in alive)
         }
+
+    def doing(self, roster: Roster) -> dict[str, str]:
+        """What each linked peer and this one is at, as far as this one knows: for who watches."""
+        group = self.descriptor.peers if self.descriptor else ()
+
+        def of(peer: str, role: int, outer_step: int) -> str:
+            if role == Role.JOINING:
+                return "joining"
+            if peer in roster.still:
+                return "still"
+            if peer in self.readies or role == Role.AUXILIARY:
+                return "averaging" if peer in group else "ready" if role == Role.MEMBER else "auxiliary"
+            return "behind" if outer_step < self.outer_step else "training"
+
+        own = Role.MEMBER if self.terms.trains else Role.AUXILIARY
+        others = {peer: of(peer, status.role, status.outer_step) for peer, status in roster.alive.items()}
+        return {self.terms.peer: of(self.terms.peer, own, self.outer_step), **others}
 
     def expected(self, roster: Roster, now: float) -> list[str]:
         """Members of this lineage, as far as known, that may still become ready for the step. Includes this peer."""

@@ -97,6 +97,11 @@ class Replica:
         self._last_mean_loss = math.log(VOCABULARY)
 
     @property
+    def device(self) -> str:
+        """As torch names it, without a number."""
+        return self._device.type
+
+    @property
     def inner_steps_done(self) -> int:
         """Inner steps since the anchor: what shows, from another thread, that training moves."""
         return self._steps

@@ -1,0 +1,135 @@
+"""The past of a run, as events: every outer step, thinned as the run grows, and what else was worth a mark.
+
+Each peer keeps one, on disk, so that whoever comes late sees the run from its first step.
+"""
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from runtime.log import Event, parse_events
+
+# The last steps with everyone's figures, those before with the run's own; then every second, every fourth and so on.
+MOST_WHOLE, MOST_STEPS = 256, 4096
+# Joins, leaves and faults: the last of them.
+MOST_MARKS = 512
+MARKS = frozenset(
+    (
+        *("joined", "member_up", "member_down", "strike", "fork_found", "fork_healed", "diverged", "behind"),
+        *("commit_lost", "checkpoint_failed", "checkpoint_torn", "member_still", "member_moves", "validated", "left"),
+    )
+)
+_OF_THE_RUN = (
+    "event",
+    "time",
+    "peer",
+    "outer_step",
+    "attempt",
+    "lineage",
+    "tokens",
+    "loss",
+    "live",
+    "round_s",
+    "n_members",
+)
+# A line on disk for each event until there are twice as many as are kept.
+_SLACK = 2
+
+
+class History:
+    """Bounded: some 2 MB for 16 members, about 30 kB a member more.
+
+    Args: path is where it is kept; None keeps it in memory alone.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._steps: dict[int, Event] = {}
+        """By outer step, in order."""
+        self._marks: list[Event] = []
+        self._every = 1
+        """Of the steps that are not whole one in so many is kept."""
+        self._path = path
+        self._n_lines = 0
+        if path is not None:
+            with suppress(OSError):
+                self.merge(parse_events(path.read_bytes()))
+            self._rewrite()
+
+    @property
+    def outer_step(self) -> int:
+        """The last that is known, 0 if none is."""
+        return max(self._steps, default=0)
+
+    def add(self, event: Event) -> None:
+        """Take in an event that has just happened; most kinds are not kept."""
+        if self._take(event) and self._path is not None:
+            self._write(event)
+
+    def merge(self, events: Iterable[Event]) -> None:
+        """Take in what another knows of the past; of a step that both know, this history's own word stays."""
+        for event in events:
+            if event.get("event") != "outer_step_committed" or event.get("outer_step") not in self._steps:
+                self._take(event)
+        self._steps = dict(sorted(self._steps.items()))
+        self._marks.sort(key=lambda mark: float(mark["time"]))
+        self._rewrite()
+
+    def since(self, outer_step: int) -> list[Event]:
+        """What happened after an outer step, in the order of time; all of it for 0."""
+        steps = [event for step, event in self._steps.items() if step > outer_step]
+        from_time = float(steps[0]["time"]) if steps and outer_step else 0.0
+        marks = [mark for mark in self._marks if float(mark["time"]) >= from_time]
+        return sorted((*steps, *marks), key=lambda event: float(event["time"]))
+
+    def _take(self, event: Event) -> bool:
+        kind, step, time = event.get("event"), event.get("outer_step"), event.get("time")
+        if not isinstance(time, int | float):
+            return False
+        if kind == "outer_step_committed" and isinstance(step, int):
+            self._steps.pop(step, None)
+            self._steps[step] = event
+            self._thin()
+            return True
+        if kind in MARKS:
+            self._marks.append(event)
+            del self._marks[:-MOST_MARKS]
+            return True
+        return False
+
+    def _thin(self) -> None:
+        known = list(self._steps)
+        if len(known) > MOST_STEPS:
+            self._every *= 2
+        for step in known[:-MOST_WHOLE] if len(known) > MOST_STEPS else known[-MOST_WHOLE - 1 : -MOST_WHOLE]:
+            if (step - 1) % self._every:
+                del self._steps[step]
+            else:
+                self._steps[step] = _slim(self._steps[step])
+
+    def _write(self, event: Event) -> None:
+        assert self._path is not None
+        if self._n_lines > _SLACK * (len(self._steps) + len(self._marks)) + MOST_WHOLE:
+            self._rewrite()
+            return
+        # On a full disk the run goes on, and so does what is in memory.
+        with suppress(OSError), self._path.open("ab") as file:
+            file.write(json.dumps(event).encode() + b"\n")
+            self._n_lines += 1
+
+    def _rewrite(self) -> None:
+        if self._path is None:
+            return
+        events = self.since(0)
+        beside = self._path.with_suffix(".new")
+        with suppress(OSError):
+            beside.write_bytes(b"".join(json.dumps(event).encode() + b"\n" for event in events))
+            beside.replace(self._path)
+        self._n_lines = len(events)
+
+
+def _slim(event: Event) -> Event:
+    """Of an outer step what is of the run, without its members."""
+    members = event.get("members")
+    counted = {"n_members": len(members)} if isinstance(members, list) else {}
+    return {key: value for key, value in {**event, **counted}.items() if key in _OF_THE_RUN}

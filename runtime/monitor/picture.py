@@ -1,0 +1,323 @@
+"""The picture of a run that its events make: what every view shows, live, from a log, or from the past that is told.
+
+Figures are the members' own word. ``Picture.see`` takes whatever is said, keeps what has the right form and is within
+bounds, and counts the rest; nothing in here raises because of an event.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+
+from runtime.log import Event
+
+MOST_MEMBERS = 1024
+MOST_STEPS = 8192
+MOST_MARKS = 1024
+MOST_NAME = 64
+MOST_WORDS = 300
+MOST_NUMBER = 1e18
+# A member that is gone stays in the picture for so long.
+GONE_S = 3600.0
+_FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
+_KINDS = _FAULTS | {"joined", "left", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
+
+
+@dataclass
+class MemberPicture:
+    """One peer of the run. Times are Unix times by the clock of whoever told of it."""
+
+    peer: str
+    doing: str = ""
+    """training, ready, averaging, behind, joining, still, auxiliary, or gone."""
+    outer_step: int = 0
+    progress: int = 0
+    """Inner steps since the run began."""
+    device: str = ""
+    tokens: int = 0
+    """Contributed, as far as this picture goes back."""
+    n_steps: int = 0
+    """Outer steps that it took part in, as far as this picture goes back."""
+    tokens_per_s: float = 0.0
+    loss: float | None = None
+    trained_s: float = 0.0
+    waited_s: float = 0.0
+    up: float = 0.0
+    """Of its link, bytes a second."""
+    down: float = 0.0
+    sent_bytes: float = 0.0
+    received_bytes: float = 0.0
+    error: float | None = None
+    """Quantisation error of its last contribution, relative, L2."""
+    strikes: int = 0
+    """That others, as far as they tell, have recorded of it."""
+    came_at: float = 0.0
+    gone_at: float | None = None
+    gone_reason: str = ""
+
+    @property
+    def busy(self) -> float | None:
+        """The part of its last outer step in which it trained."""
+        whole = self.trained_s + self.waited_s
+        return self.trained_s / whole if whole else None
+
+
+@dataclass(frozen=True)
+class StepPicture:
+    """A committed outer step."""
+
+    outer_step: int
+    time: float
+    loss: float | None
+    tokens: float
+    """Of the run, up to this step."""
+    n_members: int
+    live: int
+    round_s: float | None
+    busy: float | None = None
+    """Mean part of the step in which its members trained."""
+    error: float | None = None
+    """Mean quantisation error of its members."""
+    members: tuple[str, ...] = ()
+    """Sorted; empty where only their number is known."""
+
+    @property
+    def participation(self) -> float:
+        return min(1.0, self.n_members / self.live) if self.live else 0.0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something worth a mark on the curve."""
+
+    time: float
+    outer_step: int
+    kind: str
+    member: str
+    words: str
+
+
+@dataclass
+class Round:
+    """The round that is under way, as the member that is listened to sees it."""
+
+    outer_step: int = 0
+    attempt: int = 0
+    leader: str = ""
+    codec: str = ""
+    began_at: float | None = None
+    doing: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    """By member since when it does what, since the step before was committed."""
+
+
+class Picture:
+    """What is known of a run. ``manifest`` is what the first event of a feed brings, for whoever can read it."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, MemberPicture] = {}
+        self.steps: dict[int, StepPicture] = {}
+        self.marks: deque[Mark] = deque(maxlen=MOST_MARKS)
+        self.round = Round()
+        self.validations: dict[int, float] = {}
+        """Outer step -> validation loss."""
+        self.manifest = ""
+        self.told_by = ""
+        """The member that the last event came from."""
+        self.time = 0.0
+        """Of the last event."""
+        self.live = False
+        """Whether all of the past has been told."""
+        self.refused = 0
+        """Events that were not what they should be."""
+
+    def see(self, event: Event) -> None:
+        """Take in an event, in any order of time; what it says of a step that is known already replaces it."""
+        try:
+            self._see(event)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            self.refused += 1
+
+    @property
+    def last(self) -> StepPicture | None:
+        return self.steps[max(self.steps)] if self.steps else None
+
+    def present(self) -> list[MemberPicture]:
+        """Those who are there, the greatest contributors first."""
+        return sorted((one for one in self.members.values() if one.gone_at is None), key=_rank)
+
+    def ranked(self) -> list[MemberPicture]:
+        """Everyone, those who are gone last."""
+        return sorted(self.members.values(), key=lambda one: (one.gone_at is not None, *_rank(one)))
+
+    def _see(self, event: Event) -> None:
+        kind, time, teller = _words(event["event"]), _number(event["time"]), _name(event["peer"])
+        match kind:
+            case "outer_step_committed":
+                self._commit(event, time, teller)
+            case "members":
+                self._members(event, time)
+            case "round_began":
+                self.round.began_at, self.round.leader = time, _name(event["leader"])
+                self.round.outer_step, self.round.attempt = _whole(event["outer_step"]), _whole(event["attempt"])
+                self.round.codec = _words(event["codec"])[:16]
+            case "validated":
+                if (loss := event["val_loss"]) is not None:
+                    self.validations[_whole(event["outer_step"])] = _number(loss)
+            case "member_up":
+                self._here(_name(event["member"]), time)
+            case "member_down":
+                self._gone(_name(event["member"]), time, _words(event["reason"]))
+            case "run":
+                self.manifest = _words(event["manifest"], 1 << 17)
+                self.live = False
+            case "live":
+                self.live = True
+            case _:
+                if kind in _KINDS:
+                    self._mark(kind, event, time, teller)
+        self.time, self.told_by = max(self.time, time), teller
+
+    def _commit(self, event: Event, time: float, teller: str) -> None:
+        step = _whole(event["outer_step"])
+        peers = tuple(map(_name, _list(event.get("members", ()))))
+        weights = [_whole(weight) for weight in _list(event.get("weights", ()))]
+        figures, losses = _list(event.get("figures", ())), _list(event.get("losses", ()))
+        if len(weights) != len(peers) or len(figures) not in (0, len(peers)) or len(losses) not in (0, len(peers)):
+            raise ValueError("lists of different lengths")
+        known = step in self.steps
+        for index, (peer, weight) in enumerate(zip(peers, weights, strict=True)):
+            member = self._here(peer, time)
+            member.outer_step = max(member.outer_step, step)
+            if not known:
+                member.tokens += weight
+                member.n_steps += 1
+            if losses:
+                member.loss = _maybe(losses[index])
+            if figures and figures[index] is not None:
+                _figures(member, figures[index])
+        told = [self.members[peer] for peer in peers] if figures else []
+        self.steps[step] = StepPicture(
+            outer_step=step,
+            time=time,
+            loss=_maybe(event["loss"]),
+            tokens=_number(event["tokens"]),
+            n_members=len(peers) or _whole(event.get("n_members", 0)),
+            live=_whole(event["live"]),
+            round_s=_maybe(event["round_s"]),
+            busy=_mean([one.busy for one in told]),
+            error=_mean([one.error for one in told]),
+            members=peers,
+        )
+        while len(self.steps) > MOST_STEPS:
+            del self.steps[next(iter(self.steps))]
+        if step >= self.round.outer_step:
+            self.round = Round(step + 1, doing={peer: [(time, "training")] for peer in peers})
+
+    def _members(self, event: Event, time: float) -> None:
+        said = event["members"]
+        if not isinstance(said, dict) or len(said) > MOST_MEMBERS:
+            raise ValueError("members that are none")
+        for peer, one in said.items():
+            member = self._here(_name(peer), time)
+            member.doing, member.outer_step = _words(one["doing"])[:16], _whole(one["outer_step"])
+            member.progress = _whole(one["progress"])
+            spans = self.round.doing.setdefault(member.peer, [])
+            if not spans or spans[-1][1] != member.doing:
+                spans.append((time, member.doing))
+        for member in self.members.values():
+            if member.gone_at is None and member.peer not in said:
+                self._gone(member.peer, time, "not seen any more")
+
+    def _mark(self, kind: str, event: Event, time: float, teller: str) -> None:
+        member = _name(event["member"]) if "member" in event else teller
+        words = _words(event.get("reason", event.get("needs", "")))
+        if kind == "strike":
+            self._here(member, time).strikes += 1
+        last = self.last
+        step = _whole(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
+        self.marks.append(Mark(time, step, kind, member, words))
+
+    def _here(self, peer: str, time: float) -> MemberPicture:
+        member = self.members.get(peer)
+        if member is None:
+            if len(self.members) >= MOST_MEMBERS:
+                self._forget(time)
+            member = self.members[peer] = MemberPicture(peer, came_at=time)
+            self.marks.append(Mark(time, self._step_now(), "came", peer, ""))
+        elif member.gone_at is not None and time > member.gone_at:
+            member.gone_at, member.came_at = None, time
+            self.marks.append(Mark(time, self._step_now(), "came", peer, ""))
+        return member
+
+    def _gone(self, peer: str, time: float, reason: str) -> None:
+        member = self.members.get(peer)
+        if member is None or member.gone_at is not None:
+            return
+        member.gone_at, member.gone_reason, member.doing = time, reason, "gone"
+        self.round.doing.pop(peer, None)
+        self.marks.append(Mark(time, self._step_now(), "gone", peer, reason))
+
+    def _forget(self, time: float) -> None:
+        """Of too many, those who are gone for long, else the least of them."""
+        gone = [one for one in self.members.values() if one.gone_at is not None and time > one.gone_at + GONE_S]
+        for one in gone or [min(self.members.values(), key=lambda one: (one.gone_at is None, one.tokens))]:
+            del self.members[one.peer]
+
+    def _step_now(self) -> int:
+        last = self.last
+        return last.outer_step if last else 0
+
+
+def _figures(member: MemberPicture, said: object) -> None:
+    if not isinstance(said, dict):
+        raise ValueError("figures that are none")
+    member.device = _words(said["device"])[:16]
+    member.tokens_per_s = _number(said["tokens_per_s"])
+    member.trained_s, member.waited_s = _number(said["trained_ms"]) / 1e3, _number(said["waited_ms"]) / 1e3
+    member.up, member.down = _number(said["up"]), _number(said["down"])
+    member.sent_bytes, member.received_bytes = _number(said["sent_bytes"]), _number(said["received_bytes"])
+    member.error = None if said["error_ppm"] is None else _number(said["error_ppm"]) / 1e6
+
+
+def _rank(member: MemberPicture) -> tuple[int, str]:
+    return -member.tokens, member.peer
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_NUMBER:
+        raise ValueError("no number")
+    return float(value)
+
+
+def _maybe(value: object) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _whole(value: object) -> int:
+    number = _number(value)
+    if number < 0 or not math.isfinite(number) or number != int(number):
+        raise ValueError("no count")
+    return int(number)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MOST_NAME or not value.isascii() or not value.isalnum():
+        raise ValueError("no peer id")
+    return value
+
+
+def _words(value: object, most: int = MOST_WORDS) -> str:
+    """What people read, without anything that moves a cursor; a view that knows markup escapes it."""
+    if not isinstance(value, str):
+        raise ValueError("no words")
+    return "".join(sign if sign.isprintable() else "?" for sign in value[:most])
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list | tuple) or len(value) > MOST_MEMBERS:
+        raise ValueError("no list")
+    return list(value)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

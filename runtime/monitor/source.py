@@ -1,0 +1,120 @@
+"""Where a picture's events come from: the members of a live run, or the logs of a past one."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from peers.errors import ProtocolViolation
+from runtime.errors import ConfigError
+from runtime.invite import Invite
+from runtime.log import Event, parse_events
+from runtime.manifest import Manifest, open_manifest
+from runtime.monitor.feed import WATCH_PROTOCOL, greeting
+from runtime.monitor.picture import Picture
+
+# A replayed pause is never longer than this, at any speed: nights are not for watching.
+MOST_PAUSE_S = 5.0
+
+
+class Watched:
+    """A run as it is watched: its picture, and how the watching goes.
+
+    ``changed`` is called after each event and whenever something about the watching itself changes.
+    """
+
+    def __init__(self, run_id: str = "") -> None:
+        self.picture = Picture()
+        self.run_id = run_id
+        self.manifest: Manifest | None = None
+        """Signed, and of this run: what it says is the organiser's word and nobody else's."""
+        self.following = ""
+        """The member that tells, empty while nobody does."""
+        self.trouble = ""
+        """A sentence for people, empty if all is well."""
+        self.heard_at = time.monotonic()
+        self.changed: Callable[[], None] = lambda: None
+
+    @property
+    def silent_s(self) -> float:
+        """Since when nothing has been heard, seconds."""
+        return time.monotonic() - self.heard_at
+
+    def see(self, event: Event) -> None:
+        self.heard_at = time.monotonic()
+        self.picture.see(event)
+        if event.get("event") == "run" and self.manifest is None:
+            self._read_manifest()
+        if event.get("event") == "refused":
+            self.trouble = f"a member will not tell: {str(event.get('reason'))[:100]}"
+        self.changed()
+
+    def say(self, trouble: str, following: str = "") -> None:
+        self.trouble, self.following = trouble, following
+        self.changed()
+
+    def _read_manifest(self) -> None:
+        try:
+            sealed = base64.b64decode(self.picture.manifest, validate=True)
+            self.manifest = open_manifest(sealed, self.run_id or None, self.picture.told_by)
+        except (ValueError, ProtocolViolation, ConfigError) as error:
+            self.trouble = f"the run's manifest cannot be read: {error}"
+
+
+async def follow_run(invite: Invite, watched: Watched) -> None:
+    """Keep the picture up to date from whichever member tells, until cancelled.
+
+    Raises: ConfigError if this installation cannot watch.
+    """
+    try:
+        from peers import observer  # type: ignore[attr-defined]
+    except ImportError as error:
+        raise ConfigError(
+            f"watching needs the package {error.name or 'libp2p'}: pip install 'atoll[monitor]'"
+        ) from None
+
+    def hello() -> bytes:
+        last = watched.picture.last
+        return greeting(invite.run_id, last.outer_step if last else 0)
+
+    async for told in observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello):
+        match told:
+            case observer.Followed(peer):
+                watched.say("", peer)
+            case observer.Frame(_, body):
+                for event in parse_events(body):
+                    watched.see(event)
+            case observer.LostMember(_, reason):
+                watched.say(f"the member that told is gone ({reason}); asking another")
+            case observer.Nobody(reason, retry_s):
+                watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
+
+
+def logged(folder: Path) -> list[Event]:
+    """The events of all logs in a folder or below it, in the order of time.
+
+    Raises: ConfigError if there are none.
+    """
+    logs = sorted(folder.rglob("events.jsonl")) if folder.is_dir() else [folder] if folder.is_file() else []
+    events = [event for log in logs for event in parse_events(log.read_bytes()) if _is_timed(event)]
+    if not events:
+        raise ConfigError(
+            f"there is no event of a run in {folder}: name a peer's folder, or one with such folders in it"
+        )
+    return sorted(events, key=lambda event: float(event["time"]))
+
+
+async def replay(events: Sequence[Event], watched: Watched, speed: float) -> None:
+    """Let past events happen again, so many times as fast."""
+    before = float(events[0]["time"])
+    for event in events:
+        pause_s = min((event["time"] - before) / speed, MOST_PAUSE_S)
+        if pause_s > 0.01:
+            await asyncio.sleep(pause_s)
+            before = event["time"]
+        watched.see(event)
+
+
+def _is_timed(event: Event) -> bool:
+    return isinstance(event.get("time"), int | float)

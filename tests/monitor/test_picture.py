@@ -1,0 +1,155 @@
+"""What events make of the picture, and that none can break it."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.log import parse_events
+from runtime.monitor.picture import MOST_MEMBERS, Picture
+
+ANN, BOB = "12D3KooWann", "12D3KooWbob"
+FIGURES = {
+    "device": "cuda",
+    "tokens_per_s": 1000,
+    "trained_ms": 900,
+    "waited_ms": 100,
+    "up": 5,
+    "down": 6,
+    "sent_bytes": 7,
+    "received_bytes": 8,
+    "error_ppm": 8700,
+    "strikes": 0,
+}
+
+
+def commit(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "event": "outer_step_committed",
+        "time": 100.0 + step,
+        "peer": ANN,
+        "outer_step": step,
+        "loss": 2.0,
+        "tokens": 3000 * step,
+        "live": 2,
+        "round_s": 0.1,
+        "members": [ANN, BOB],
+        "weights": [2000, 1000],
+        "losses": [1.5, None],
+        "figures": [FIGURES, None],
+        **more,
+    }
+
+
+def members(**doing: str) -> dict[str, Any]:
+    said = {peer: {"doing": what, "outer_step": 3, "progress": 40} for peer, what in doing.items()}
+    return {"event": "members", "time": 110.0, "peer": ANN, "members": said}
+
+
+def seen(*events: dict[str, Any]) -> Picture:
+    picture = Picture()
+    for event in events:
+        picture.see(event)
+    return picture
+
+
+def test_a_commit_makes_a_point_and_its_members_figures() -> None:
+    picture = seen(commit(1), commit(2))
+    last = picture.last
+    assert last is not None
+    assert (last.outer_step, last.loss, last.tokens, last.n_members, last.participation) == (2, 2.0, 6000, 2, 1.0)
+    assert last.busy == pytest.approx(0.9)
+    ann, bob = picture.ranked()
+    assert (ann.peer, ann.tokens, ann.n_steps, ann.device, ann.loss) == (ANN, 4000, 2, "cuda", 1.5)
+    assert ann.error == pytest.approx(0.0087)
+    assert (bob.tokens, bob.device) == (2000, "")
+
+
+def test_a_step_that_two_members_tell_of_counts_once() -> None:
+    picture = seen(commit(1), commit(1, peer=BOB, time=101.2))
+    assert [member.tokens for member in picture.ranked()] == [2000, 1000]
+    assert len(picture.steps) == 1
+
+
+def test_who_is_there_who_is_gone_and_what_each_does() -> None:
+    picture = seen(commit(1), members(**{ANN: "training", BOB: "ready"}))
+    assert {member.peer: member.doing for member in picture.present()} == {ANN: "training", BOB: "ready"}
+    picture.see({"event": "member_down", "time": 111.0, "peer": ANN, "member": BOB, "reason": "end of stream"})
+    assert [member.peer for member in picture.present()] == [ANN]
+    gone = picture.members[BOB]
+    assert (gone.doing, gone.gone_at, gone.gone_reason) == ("gone", 111.0, "end of stream")
+    picture.see(commit(12, time=112.0))
+    assert picture.members[BOB].gone_at is None
+    assert [mark.kind for mark in picture.marks] == ["came", "came", "gone", "came"]
+
+
+def test_the_round_under_way_says_since_when_each_does_what() -> None:
+    picture = seen(commit(1), members(**{ANN: "training", BOB: "training"}), members(**{ANN: "ready", BOB: "training"}))
+    assert picture.round.outer_step == 2
+    assert [what for _, what in picture.round.doing[ANN]] == ["training", "ready"]
+    picture.see(commit(2))
+    assert picture.round.doing[ANN] == [(102.0, "training")]
+
+
+def test_faults_are_marked_where_they_happened() -> None:
+    picture = seen(commit(1), {"event": "strike", "time": 101.5, "peer": ANN, "member": BOB, "reason": "\x1b[2Jlies"})
+    mark = picture.marks[-1]
+    assert (mark.kind, mark.outer_step, mark.member, mark.words) == ("strike", 1, BOB, "?[2Jlies")
+    assert picture.members[BOB].strikes == 1
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        commit(1, loss="low"),
+        commit(1, loss=math.nan),
+        commit(1, tokens=1e300),
+        commit(1, members=["x" * 1000, BOB]),
+        commit(1, members=["<script>", BOB]),
+        commit(1, weights=[1]),
+        commit(1, figures=["many", None]),
+        commit(-1),
+        commit(True),
+        members(**{f"peer{number}": "training" for number in range(MOST_MEMBERS + 1)}),
+        {"event": "members", "time": 1.0, "peer": ANN, "members": {ANN: {"doing": 3}}},
+        {"event": "strike", "time": 1.0, "peer": ANN, "member": ["x"]},
+        {"event": "strike"},
+        {"event": ["strike"], "time": 1.0, "peer": ANN},
+    ],
+)
+def test_what_is_not_what_it_should_be_is_counted_and_shown_to_nobody(hostile: dict[str, Any]) -> None:
+    picture = seen(commit(5), hostile, commit(6))
+    assert picture.refused == 1
+    assert sorted(picture.steps) == [5, 6]
+
+
+def test_a_million_members_do_not_fill_the_memory() -> None:
+    picture = Picture()
+    for number in range(3 * MOST_MEMBERS):
+        picture.see({"event": "member_up", "time": float(number), "peer": ANN, "member": f"peer{number}"})
+    assert len(picture.members) <= MOST_MEMBERS
+
+
+def test_json_that_no_reader_should_read_is_skipped() -> None:
+    assert parse_events(b'{"event": "x", "loss": NaN}\n' + b"[" * 100_000 + b'\n{"event": "y"}\n{"eve') == [
+        {"event": "y"}
+    ]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=70),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+kinds = ["outer_step_committed", "members", "round_began", "validated", "member_up", "member_down", "run", "strike"]
+
+
+@given(
+    st.sampled_from(kinds), st.dictionaries(st.sampled_from([*commit(1), "member", "reason"]), values), st.booleans()
+)
+def test_nothing_that_is_said_breaks_the_picture(kind: str, said: dict[str, Any], whole: bool) -> None:
+    picture = seen(commit(1), {**(commit(2) if whole else {}), **said, "event": kind}, commit(3))
+    assert {1, 3} <= picture.steps.keys()
+    picture.ranked()
