@@ -36,6 +36,7 @@ NETWORK = {"peers.p2pd", "peers.discovery", "peers.direct", "peers.observer", "p
 MAY_USE_NETWORK = (
     "runtime/peer.py",
     "runtime/averaging/driver.py",
+    "runtime/averaging/post.py",
     "runtime/averaging/statesync.py",
     "runtime/monitor/",
 )

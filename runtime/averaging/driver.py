@@ -24,13 +24,13 @@ from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.figures import OwnFigures
 from runtime.averaging.joining import Joined, Joining, NotJoined
-from runtime.averaging.messages import MOST_LOSS, ROUND, Commit, Committed, Descriptor, MemberEntry, Past
+from runtime.averaging.messages import MOST_LOSS, Commit, Descriptor, MemberEntry
 from runtime.averaging.own_state import MOST_STALE, OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
+from runtime.averaging.post import Post
 from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
-from runtime.averaging.seals import Seals
 from runtime.state import State
 
 # The last to apply the last outer step fetches its results from those that applied it first.
@@ -119,7 +119,7 @@ class Averager:
             self.strike,
             report,
         )
-        self._seals = Seals(identity)
+        self._post = Post(identity, mesh, self._own.claims, self._results)
         self._background: dict[asyncio.Task[None], str] = {}
         self._phases = InnerPhases(trainer, self._on_work)
         self._figures = OwnFigures(trainer.device, self._transfers, caps)
@@ -249,16 +249,9 @@ class Averager:
     async def _perform(self, action: events.Action) -> list[events.Event]:
         match action:
             case events.Send(to, message):
-                self._send(to, message)
+                self._post.send(to, message)
             case events.ForwardCommit(to, outer_step):
-                pending = self.machine.pending_commit
-                if pending is not None and pending.descriptor.outer_step == outer_step:
-                    sealed = self._seals.sealed(pending)
-                else:
-                    sealed = self._results.sealed_commit(outer_step)
-                known = self._own.claims.get(outer_step)
-                past = Past(outer_step, known.lineage if known else b"")
-                self._mesh.send(to, ROUND.encode(past if sealed is None else Committed(sealed)))
+                self._post.forward_commit(to, outer_step, self.machine.pending_commit)
             case events.StopTraining():
                 self._phases.stop()
             case events.Follow(descriptor):
@@ -305,8 +298,7 @@ class Averager:
         descriptor = commit.descriptor
         me = descriptor.peers.index(self._identity.peer) if self._identity.peer in descriptor.peers else None
         mean_P, contributors = self._results.mean(commit)
-        if (sealed := self._seals.sealed(commit)) is not None:
-            self._results.keep(commit, sealed)
+        self._post.keep(commit)
         own_P = self._results.own_P if self.machine.contributes else None
         included, error = self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
         self._figures.error = error
@@ -375,7 +367,7 @@ class Averager:
         match event:
             case Received(sender, body):
                 try:
-                    message = self._seals.decode(body, sender)
+                    message = self._post.open(body, sender)
                 except ProtocolViolation as error:
                     self.strike(error.peer, error.reason)
                     return
@@ -388,11 +380,6 @@ class Averager:
                 self._inbox.put_nowait(event)
             case _:
                 self._inbox.put_nowait(event)
-
-    def _send(self, to: str | None, message: events.Message) -> None:
-        body = self._seals.encode(message)
-        for peer in self._mesh.members() if to is None else [to]:
-            self._mesh.send(peer, body)
 
     def _follow(self, descriptor: Descriptor) -> None:
         self._report(
