@@ -12,16 +12,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hivemind.dht.node import DHTNode
-from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
-from hivemind.dht.traverse import traverse_dht
-from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.p2p import PeerID
-from hivemind.utils import MSGPackSerializer
-from hivemind.utils.timed_storage import ValueWithExpiration
-
 from peers.errors import NetworkError, Unreachable
+from peers.hivemind_parts import (
+    DHTID,
+    DHTLocalStorage,
+    DHTNode,
+    DHTRecord,
+    DictionaryDHTValue,
+    MSGPackSerializer,
+    PeerID,
+    RecordValidatorBase,
+    ValueWithExpiration,
+    traverse_dht,
+)
 from peers.p2pd import P2pdTransport
 
 logger = logging.getLogger(__name__)

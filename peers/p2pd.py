@@ -13,21 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import base58
-import hivemind.hivemind_cli
-from hivemind.p2p import P2P, P2PDaemonError
-from hivemind.proto import p2pd_pb2
-from hivemind.utils.logging import use_hivemind_log_handler
-from hivemind.utils.multiaddr import Multiaddr
 
 from peers.addresses import check_bootstrap_address, check_listen_address, dialable, varint
 from peers.daemon import Daemon, daemon_arguments, end_tasks, make_socket_folder, startup_failure
 from peers.errors import NetworkError, PeerError, ProtocolViolation, StreamClosed, Unreachable
+from peers.hivemind_parts import P2P, P2PD, Multiaddr, P2PDaemonError, p2pd_pb2
 from peers.identity import Identity, is_peer_id
 from peers.transport import Frame, Stream, StreamHandler
-
-# Importing hivemind renames WARNING to WARN for everybody and installs a handler of its own.
-logging.addLevelName(logging.WARNING, "WARNING")
-use_hivemind_log_handler("nowhere")
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +148,7 @@ class P2pdTransport:
         Raises: IdentityError for the key file; NetworkError within 15 s for everything else.
         """
         identity = Identity.load(identity_path)
-        daemon = Path(hivemind.hivemind_cli.__file__).parent / "p2pd"
+        daemon = P2PD
         if not os.access(daemon, os.X_OK):
             raise NetworkError(f"the libp2p daemon {daemon} is missing: reinstall it with `pip install hivemind`.")
         for address in listen:

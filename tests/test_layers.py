@@ -20,7 +20,7 @@ PURE = {
 }
 # Third party -> the files that may import it.
 ONLY_IN = {
-    "hivemind": {"peers/p2pd.py", "peers/discovery.py"},
+    "hivemind": {"peers/hivemind_parts.py"},
     "libp2p": {"peers/observer.py"},
     "uvloop": {"runtime/commands/peer.py"},
     "msgpack": {"peers/wire.py", "peers/messages.py", "runtime/averaging/messages.py", "runtime/manifest.py"},
