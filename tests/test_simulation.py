@@ -81,7 +81,7 @@ def test_the_committed_step_is_the_weighted_mean_of_the_contributions() -> None:
         for peer in peers:
             fresh = SimulatedTrainer(peer.peer, swarm.rng, 1.0)
             fresh._done = 1.0
-            expected_P += fresh.pseudo_gradient() / 4
+            expected_P += fresh._moved() / 4
         anchor_P = torch.linspace(-1, 1, N_ELEMENTS) - 0.7 * expected_P
         assert torch.allclose(peers[0].trainer.anchor_P, anchor_P, atol=1e-6)
 
@@ -232,7 +232,7 @@ def test_a_download_from_a_member_that_freezes_is_given_up_and_begun_with_anothe
 
 def test_a_joiner_on_a_link_that_takes_ten_rounds_for_the_state_gets_in_and_holds_nobody_up() -> None:
     """With fp4: eight bytes a parameter in ten rounds are more than the half byte that each round's results take."""
-    n_elements, calm_s = 300_000, 2.5
+    n_elements, calm_s = 600_000, 2.5
 
     async def scenario(swarm: Swarm) -> None:
         for index in range(3):
@@ -247,12 +247,12 @@ def test_a_joiner_on_a_link_that_takes_ten_rounds_for_the_state_gets_in_and_hold
         await swarm.finish(300)
         later = range(caught_up_at, swarm.last_outer_step + 1)
         assert joined_at > 12, "its download was to take ten rounds"
-        assert caught_up_at < joined_at + 40
+        assert caught_up_at < joined_at + 20
         assert all("slow" in swarm.steps[step] for step in later)
         # A phase is 2.6 s at most; now and then the others wait for its share, and learn when that is in vain.
-        assert (swarm.loop.time() - began) / len(later) < 1.3 * calm_s
+        assert (swarm.loop.time() - began) / len(later) < 1.5 * calm_s
 
-    swarm = simulate(0, scenario, last_outer_step=60, codec="fp4", n_elements=n_elements)
+    swarm = simulate(0, scenario, last_outer_step=45, codec="fp4", n_elements=n_elements)
     assert not [line for line in swarm.story if "strike" in line]
 
 

@@ -60,10 +60,13 @@ def slowest_link(readies: Iterable[Ready]) -> int:
 
 
 def _links(readies: Sequence[Ready]) -> list[Link]:
-    """A way of a link of which nothing is known is taken to be as the other, a link for a usual one."""
+    """A way of a link of which nothing is known is taken to be as the other, a link for a usual one.
+
+    Where nothing is known of most, their rounds are too small to tell, and what is known of one is no measure of them.
+    """
     rates = [(ready.up or ready.down, ready.down or ready.up) for ready in readies]
     known = [min(rate) for rate in rates if rate[0]]
-    usual = float(median_low(known)) if known else 1.0
+    usual = float(median_low(known)) if 2 * len(known) >= len(readies) else FAST_BYTES_PER_S
     return [
         Link(min(up or usual, FAST_BYTES_PER_S), min(down or usual, FAST_BYTES_PER_S), ready.trains, ready.dialable)
         for (up, down), ready in zip(rates, readies, strict=True)

@@ -73,6 +73,9 @@ class Roster:
                 taken_s = (now - motion.at) / (status.progress - motion.progress)
                 motion.inner_step_s = 0.5 * (min(motion.inner_step_s, 2 * taken_s) + taken_s)
             motion.progress, motion.at = status.progress, now
+        elif status.outer_step != known.outer_step:
+            # It has only now what it trains on from.
+            motion.at = now
         return status.is_member and (known is None or not known.is_member)
 
     def down(self, peer: str, left: bool, now: float) -> None:
