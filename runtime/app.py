@@ -25,8 +25,8 @@ from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
 from runtime.training.checkpoint import load_newest
 from runtime.view import View
 
-# How often a terminal's status area is brought up to date.
-DRAW_S = 0.25
+# How often a terminal's status area, and the figures for Prometheus, are brought up to date.
+DRAW_S, LOOK_S = 0.25, 1.0
 
 Trainer = ReplicaTrainer | AuxiliaryTrainer
 
@@ -154,6 +154,7 @@ async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trai
     with peer.view.area():
         watching = [
             asyncio.create_task(_keep_showing(peer, averager, trainer, config)),
+            asyncio.create_task(_keep_measuring(peer, averager, trainer)),
         ]
         await peer.until_leaving(averager.run())
         for task in watching:
@@ -211,3 +212,16 @@ async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config
             needs = config.averaging.quorum
             peer.view.say(f"outer step {step}: waiting for others; a step needs {needs} contributions")
         await asyncio.sleep(DRAW_S)
+
+
+async def _keep_measuring(peer: Peer, averager: Averager, trainer: Trainer) -> None:
+    """What no event says, for Prometheus."""
+    while peer.metrics is not None:
+        peer.metrics.look(
+            members=averager.machine.n_live,
+            inner_steps=trainer.inner_steps_taken,
+            round_bytes=averager.round_bytes,
+            spent_s=averager.spent_s,
+            watchers=peer.n_watchers,
+        )
+        await asyncio.sleep(LOOK_S)

@@ -23,6 +23,7 @@ ONLY_IN = {
     "hivemind": {"peers/p2pd.py", "peers/discovery.py"},
     "libp2p": {"peers/observer.py"},
     "uvloop": {"runtime/commands/peer.py"},
+    "prometheus_client": {"runtime/metrics.py"},
     "msgpack": {"peers/wire.py", "peers/messages.py", "runtime/averaging/messages.py", "runtime/manifest.py"},
 }
 # Folder -> what nothing in it may import.
