@@ -6,8 +6,6 @@ import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from rich.status import Status as StatusLine
-
 from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
@@ -21,10 +19,14 @@ from runtime.manifest import Manifest, sign_manifest
 from runtime.partial import PartialState
 from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer, end
 from runtime.pieces import PieceList
+from runtime.progress import Progress, Rates, given_before
 from runtime.saving import Saver
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
 from runtime.training.checkpoint import load_newest
 from runtime.view import View
+
+# How often a terminal's status area, and the figures for Prometheus, are brought up to date.
+DRAW_S, LOOK_S = 0.25, 1.0
 
 Trainer = ReplicaTrainer | AuxiliaryTrainer
 
@@ -146,11 +148,17 @@ async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trai
     keep, keep_every = peer.config.keep, peer.config.keep_every
     saver = Saver(peer.folder.path, averager.state, trainer.inner_state, keep, keep_every, peer.log.report)
     await peer.open_feed(stack, manifest, averager.doing)
+    if peer.view.moves:
+        peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / "events.jsonl")
     peer.view.run(config, manifest.run_id, trainer.n_elements)
-    with peer.view.training() as line:
-        moving = asyncio.create_task(_keep_moving(line, trainer, config, peer.view))
+    with peer.view.area():
+        watching = [
+            asyncio.create_task(_keep_showing(peer, averager, trainer, config)),
+            asyncio.create_task(_keep_measuring(peer, averager, trainer)),
+        ]
         await peer.until_leaving(averager.run())
-        await end(moving)
+        for task in watching:
+            await end(task)
     if averager.finished and not peer.leaving.is_set():
         await _validate(peer, trainer)
         peer.reason = "the run is over"
@@ -174,16 +182,46 @@ async def _validate(peer: Peer, trainer: Trainer) -> None:
         peer.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
 
 
-async def _keep_moving(line: StatusLine, trainer: Trainer, config: RunConfig, view: View) -> None:
+async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config: RunConfig) -> None:
+    """How far this peer is, on a terminal; elsewhere a line when it has been waiting for long."""
     loop = asyncio.get_running_loop()
-    moved, last, hinted = loop.time(), -1, False
+    began = moved = loop.time()
+    last, hinted, rates = -1, False, Rates()
     while True:
-        done, step = trainer.inner_steps_done, trainer.outer_step + 1
-        doing = f"inner step {done} of {config.inner.steps}" if trainer.trains else "auxiliary, the others train"
-        line.update(f"outer step {step}: {doing}")
-        if trainer.progress != last:
-            moved, last, hinted = loop.time(), trainer.progress, False
-        elif not hinted and done == config.inner.steps and loop.time() - moved > HINT_AFTER_S:
+        now, step, done = loop.time(), trainer.outer_step + 1, trainer.inner_steps_done
+        if peer.view.moves:
+            others = {member: str(at["doing"]) for member, at in averager.doing().items()}
+            progress = Progress(
+                outer_step=min(step, config.outer.steps),
+                outer_steps=config.outer.steps,
+                inner_step=done,
+                inner_steps=config.inner.steps,
+                tokens_per_s=trainer.tokens_per_s,
+                doing=others.pop(peer.identity.peer, ""),
+                others=others,
+                quorum=config.averaging.quorum,
+                rates=rates.look(now, averager.round_bytes),
+                given=peer.view.given,
+                run_s=now - began,
+            )
+            peer.view.draw(progress)
+        elif trainer.progress != last:
+            moved, last, hinted = now, trainer.progress, False
+        elif not hinted and done == config.inner.steps and now - moved > HINT_AFTER_S:
             hinted = True
-            view.say(f"outer step {step}: waiting for others; a step needs {config.averaging.quorum} contributions")
-        await asyncio.sleep(0.25)
+            needs = config.averaging.quorum
+            peer.view.say(f"outer step {step}: waiting for others; a step needs {needs} contributions")
+        await asyncio.sleep(DRAW_S)
+
+
+async def _keep_measuring(peer: Peer, averager: Averager, trainer: Trainer) -> None:
+    """What no event says, for Prometheus."""
+    while peer.metrics is not None:
+        peer.metrics.look(
+            members=averager.machine.n_live,
+            inner_steps=trainer.inner_steps_taken,
+            round_bytes=averager.round_bytes,
+            spent_s=averager.spent_s,
+            watchers=peer.n_watchers,
+        )
+        await asyncio.sleep(LOOK_S)

@@ -4,7 +4,6 @@ What takes long to import is imported by the command that needs it.
 """
 
 import functools
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from peers.errors import NetworkError
 from peers.identity import IdentityError
 from runtime.commands import demo, peer, results
 from runtime.errors import ConfigError
+from runtime.version import version
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -68,11 +68,7 @@ def _command(name: str, function: Callable[P, int]) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            version = importlib.metadata.version("atoll")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed, run from its sources)"
-        print(f"atoll {version}")
+        print(f"atoll {version() or '(not installed, run from its sources)'}")
         raise typer.Exit
 
 

@@ -108,6 +108,8 @@ class PeerConfig:
     """Checkpoints that stay on disk, the newest; at least one."""
     keep_every: int = 0
     """Of every so many outer steps one checkpoint stays for good; 0 for none."""
+    metrics_port: int = 0
+    """Port of 127.0.0.1 on which Prometheus finds this peer's figures; 0 for none. See docs/metrics.md."""
     auxiliary: bool = False
     """Train nothing, but reduce for those who do, and keep the run's state when they go."""
     anew: bool = False
@@ -203,6 +205,7 @@ PEER_LIMITS: Mapping[str, Allowed] = {
     "download": mbit(4),
     "keep": whole(1, 1000),
     "keep_every": COUNT_OR_0,
+    "metrics_port": whole(0, 65535),
     "inner_step_s": number("from 0 to 3600", lambda value: 0 <= value <= 3600),
 }
 

@@ -27,6 +27,7 @@ from runtime.folder import Folder, lock, unwritable
 from runtime.invite import Invite, format_invite
 from runtime.log import SCHEMA, Event, EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
+from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
 from runtime.monitor.history import History
 from runtime.view import View
@@ -45,8 +46,11 @@ EXIT_INTERRUPTED = 130
 class Peer:
     """The parts of one peer that live as long as its process."""
 
-    def __init__(self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View) -> None:
+    def __init__(
+        self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View, metrics: Metrics | None
+    ) -> None:
         self.identity = Identity.load(config.key)
+        self.metrics = metrics
         self.config, self.folder, self.view = config, Folder(config.folder), view
         self._direct = DirectTransport(self.identity, p2pd, BULK)
         self.transport: Transport = CappedTransport(self._direct, BULK, config.caps)
@@ -67,6 +71,10 @@ class Peer:
         """Listen and find the DHT; ``stack`` undoes it. Dead bootstrap addresses are no error: they may come back."""
         for path in (config.folder, config.key):
             stack.callback(lock(path))
+        metrics = None
+        if config.metrics_port:
+            metrics = Metrics()
+            stack.callback(serve(metrics, config.metrics_port))
         folder = Folder(config.folder)
         kind = "ip6" if ":" in config.host else "ip4"
         listen = [f"/{kind}/{config.host}/tcp/{config.port or if_free(config.host, folder.port)}"]
@@ -82,7 +90,7 @@ class Peer:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
-        peer = cls(config, p2pd, discovery, view)
+        peer = cls(config, p2pd, discovery, view, metrics)
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
         await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
         stack.push_async_callback(peer._direct.close)
@@ -91,6 +99,8 @@ class Peer:
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
         self.run_id = run_id
+        if self.metrics is not None:
+            self.metrics.enter(run_id, self.identity.peer)
         try:
             self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
         except OSError as error:
@@ -124,6 +134,8 @@ class Peer:
         kind = event["event"]
         self.view.show(event)
         self._history.add(event)
+        if self.metrics is not None:
+            self.metrics.add(event)
         if self._feed is not None:
             self._feed.tell(event)
         if kind == "joined" and self._history.outer_step < event["outer_step"]:
@@ -142,6 +154,10 @@ class Peer:
                 return
             except (PeerError, TimeoutError):
                 continue
+
+    @property
+    def n_watchers(self) -> int:
+        return self._feed.n_watchers if self._feed is not None else 0
 
     async def open_feed(
         self, stack: AsyncExitStack, manifest: Manifest, doing: Callable[[], dict[str, dict[str, object]]]

@@ -39,7 +39,8 @@ class AuxiliaryTrainer:
 
     def __init__(self, run_config: RunConfig) -> None:
         self._outer = run_config.outer
-        self.outer_step = self.inner_steps_done = 0
+        self.outer_step = self.inner_steps_done = self.inner_steps_taken = 0
+        self.tokens_per_s = 0.0
         self.anchor_P = flatten(build_model(run_config.model.preset, run_config.model.seed).parameters())
         self.momentum_P = torch.zeros_like(self.anchor_P)
         self.n_elements = self.anchor_P.numel()
@@ -113,6 +114,16 @@ class ReplicaTrainer:
     @property
     def inner_steps_done(self) -> int:
         return self.replica.inner_steps_done
+
+    @property
+    def inner_steps_taken(self) -> int:
+        """Since this process began."""
+        return self.replica.inner_steps_taken
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the last inner steps; 0 before the first."""
+        return self.replica.tokens_per_s
 
     def validation_loss(self) -> float | None:
         """Of the anchor; see ``Replica``."""

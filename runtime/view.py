@@ -1,25 +1,37 @@
-"""What a volunteer sees of their own peer: a spinner while something is waited for, then a line for each outer step."""
+"""What a volunteer sees of their own peer: lines for what happens and, on a terminal, how far it is below them."""
 
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
-from rich.status import Status
+from rich.live import Live
+from rich.text import Text
 
 from peers.wire import short
 from runtime.config import RunConfig
 from runtime.log import Event
+from runtime.progress import Given, Progress, download_words, lines
+
+# Without a terminal a download is told of each time that so much more of it is here.
+DOWNLOAD_TOLD = 0.1
 
 
 class View:
     """Writes to standard error, so that standard output keeps to the invite."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.moves = self._console.is_terminal and not self._console.is_dumb_terminal
+        """Whether there is a terminal, on which lines can be written anew."""
+        self.given = Given()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._last_step = 0
+        self._drawn: list[str] = []
+        self._download: list[str] = []
+        self._told = -DOWNLOAD_TOLD
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Shows that something is under way until the block ends; a plain line where there is no terminal."""
-        if self._console.is_terminal:
+        if self.moves:
             return self._console.status(what)
         self.say(f"{what} ...")
         return nullcontext()
@@ -35,12 +47,27 @@ class View:
         # Some of it is other peers' words: nothing in them is to move the cursor.
         self._console.print("".join(sign if sign.isprintable() else "?" for sign in line))
 
-    def training(self) -> Status:
-        """A line that moves with the inner steps, below the others; nothing where there is no terminal."""
-        return self._console.status("waiting for the first inner step")
+    def area(self) -> AbstractContextManager[object]:
+        """Below all lines, where ``draw`` draws until the block ends; nothing where there is no terminal."""
+        return self._live if self.moves else nullcontext()
+
+    def draw(self, progress: Progress) -> None:
+        """Bring the area up to date."""
+        if not self.moves:
+            return
+        drawn = lines(progress, self._console.width, self._download, self._console.options.ascii_only)
+        if drawn != self._drawn:
+            self._drawn = drawn
+            text = Text("\n".join(drawn), no_wrap=True, overflow="crop")
+            text.highlight_regex("[━#]+", "cyan")
+            self._live.update(text, refresh=True)
 
     def show(self, event: Event) -> None:
         """One line for what a volunteer wants to know, nothing for the rest."""
+        self.given.add(event)
+        self._download = download_words(event) if event["event"] == "state_downloading" else self._download
+        if event["event"] in ("state_downloaded", "joined", "join_failed"):
+            self._download, self._told = [], -DOWNLOAD_TOLD
         if line := self._line(event):
             self.say(line)
 
@@ -60,10 +87,12 @@ class View:
                 return f"member {short([member])} is here"
             case "member_down", {"member": str(member), "reason": reason}:
                 return f"member {short([member])} is gone: {reason}"
-            case "state_downloading", {"bytes": int(done), "of_bytes": int(total), "bytes_per_s": int(rate), **more}:
-                left_s = more["seconds_left"]
-                shown = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s, {left_s} s left"
-                return f"downloading the state: {shown}"
+            case "state_downloading", {"bytes": int(done), "of_bytes": int(total)}:
+                if self.moves or done < total * (self._told + DOWNLOAD_TOLD):
+                    return None
+                self._told = done / total
+                what, *words = download_words(event)
+                return f"{what}: {', '.join(words)}"
             case "joined", {"outer_step": step}:
                 return f"joined at outer step {step}"
             case "validated", {"outer_step": step, "val_loss": None}:

@@ -58,6 +58,7 @@ def prepare(folder: Path) -> None:
         ("join atoll:", "the invite is malformed"),
         (f"join {INVITE} --device tpu --key good.key", "command line: device is 'tpu', but must be auto, cpu"),
         (f"join {INVITE} --port 70000 --key good.key", "command line: port is 70000"),
+        (f"join {INVITE} --metrics-port 70000 --key good.key", "command line: metrics_port is 70000"),
         (f"join {INVITE} --threads -1 --key good.key", "command line: threads is -1"),
         (f"join {INVITE} --host example.org --key good.key", "command line: host is 'example.org'"),
         (f"join {INVITE} --key bad.key", "bad.key is not an Ed25519 key file"),

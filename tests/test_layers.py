@@ -16,13 +16,14 @@ PURE = {
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),
     *(f"runtime/averaging/{name}.py" for name in ("following", "roster", "pace", "plan", "lineage", "rates")),
-    *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo/report")),
+    *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo/report", "progress")),
 }
 # Third party -> the files that may import it.
 ONLY_IN = {
     "hivemind": {"peers/hivemind_parts.py"},
     "libp2p": {"peers/observer.py"},
     "uvloop": {"runtime/commands/peer.py"},
+    "prometheus_client": {"runtime/metrics.py"},
     "msgpack": {"peers/wire.py", "peers/messages.py", "runtime/averaging/messages.py", "runtime/manifest.py"},
 }
 # Folder -> what nothing in it may import.

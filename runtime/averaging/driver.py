@@ -144,6 +144,11 @@ class Averager:
             self._mesh.bytes_received + self._transfers.bytes_received,
         )
 
+    @property
+    def spent_s(self) -> tuple[float, float]:
+        """Seconds in which this peer trained, and in which it did not, since it began to."""
+        return self._figures.spent_s(asyncio.get_running_loop().time())
+
     def doing(self) -> dict[str, dict[str, object]]:
         """By peer, this one included, what it is at and how far: for who watches."""
         statuses = {self._identity.peer: self._status(), **self._mesh.members()}

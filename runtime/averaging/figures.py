@@ -22,19 +22,37 @@ class OwnFigures:
         self._device, self._transfers, self._caps = device[:16], transfers, caps
         self._begun_at = self._ready_at = self._followed_at = 0.0
         self._waited_s = 0.0
+        self._busy_s = self._blocked_s = self._noted_at = 0.0
+        self._training = False
 
     def begun(self, now: float) -> None:
         """An inner phase begins."""
+        self._note(now, training=True)
         self._waited_s = now - self._ready_at if self._ready_at else 0.0
         self._begun_at = now
 
     def ready(self, now: float) -> None:
         """It is over."""
+        self._note(now, training=False)
         self._ready_at = now
 
     def followed(self, now: float) -> None:
         """A new plan is followed."""
         self._followed_at = now
+
+    def spent_s(self, now: float) -> tuple[float, float]:
+        """Seconds in inner phases and seconds between them, since the first began."""
+        if self._begun_at:
+            self._note(now, self._training)
+        return self._busy_s, self._blocked_s
+
+    def _note(self, now: float, training: bool) -> None:
+        passed_s = now - self._noted_at if self._noted_at else 0.0
+        if self._training:
+            self._busy_s += passed_s
+        else:
+            self._blocked_s += passed_s
+        self._noted_at, self._training = now, training
 
     def link(self) -> tuple[int, int]:
         """Bytes a second up and down, as measured and within the caps; 0 while a rate is not known."""

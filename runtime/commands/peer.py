@@ -23,11 +23,12 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cu
 Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0: as PyTorch chooses.")]
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]
 Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
-Port = Annotated[int, typer.Option(metavar="N", help="TCP port to listen on; 0: as before, or any free one.")]
-Upload = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to send; 0: no limit.")]
-Download = Annotated[float, typer.Option(metavar="MBIT", help="Most Mbit/s to take; 0: no limit.")]
+Port = Annotated[int, typer.Option(metavar="N", help="TCP port; 0: as before, or any free one.")]
+Upload = Annotated[float, typer.Option(metavar="MBIT", help="Mbit/s to send at most; 0: any.")]
+Download = Annotated[float, typer.Option(metavar="MBIT", help="Mbit/s to take at most; 0: any.")]
 Keep = Annotated[int, typer.Option(metavar="K", help="Checkpoints that stay on disk: the newest.")]
 KeepEvery = Annotated[int, typer.Option(metavar="N", help="And one of every N-th outer step; 0: none.")]
+MetricsPort = Annotated[int, typer.Option(metavar="N", help="Port of 127.0.0.1 for Prometheus.")]
 Auxiliary = Annotated[bool, typer.Option("--auxiliary", help="Train nothing; reduce for those who do.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
@@ -75,6 +76,7 @@ def start(
     download: Download = 0.0,
     keep: Keep = 2,
     keep_every: KeepEvery = 0,
+    metrics_port: MetricsPort = 0,
     auxiliary: Auxiliary = False,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
@@ -99,6 +101,7 @@ def start(
         download,
         keep,
         keep_every,
+        metrics_port,
         auxiliary,
         anew,
         exit_with_stdin,
@@ -123,6 +126,7 @@ def join(
     download: Download = 0.0,
     keep: Keep = 2,
     keep_every: KeepEvery = 0,
+    metrics_port: MetricsPort = 0,
     auxiliary: Auxiliary = False,
     anew: Anew = False,
     exit_with_stdin: ExitWithStdin = False,
@@ -145,6 +149,7 @@ def join(
         download,
         keep,
         keep_every,
+        metrics_port,
         auxiliary,
         anew,
         exit_with_stdin,

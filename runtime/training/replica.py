@@ -56,7 +56,8 @@ def resolve_device(name: str) -> torch.device:
 class Replica:
     """The anchor and outer momentum of the lineage, and the local parameters that move away from the anchor.
 
-    All methods block and are called from one thread at a time; only ``inner_steps_done`` may be read from another.
+    All methods block and are called from one thread at a time; only ``inner_steps_done``, ``inner_steps_taken`` and
+    ``tokens_per_s`` may be read from another.
     The inner optimizer is neither averaged nor reset; its learning rate follows the committed outer step.
 
     Args: inner_step_s is the least time that an inner step takes, the rest of it asleep: for benchmarks.
@@ -82,6 +83,10 @@ class Replica:
         self._generator = torch.Generator().manual_seed(peer_seed)
 
         self.outer_step = 0
+        self.inner_steps_taken = 0
+        """By this object, never fewer."""
+        self.tokens_per_s = 0.0
+        """Of the last inner steps since an anchor; 0 before the first."""
         self.n_elements = sum(parameter.numel() for parameter in self._model.parameters())
         self.anchor_P = flatten(self._model.parameters(), host_vector(self.n_elements, self._device))
         self.momentum_P = torch.zeros_like(self.anchor_P)
@@ -114,6 +119,8 @@ class Replica:
             while (left_s := started + self._inner_step_s - time.perf_counter()) > 0 and not should_stop():
                 time.sleep(min(left_s, SLEEP_S))
             self._seconds += time.perf_counter() - started
+            self.inner_steps_taken += 1
+            self.tokens_per_s = self._tokens / self._seconds
         if self._losses:
             self._last_mean_loss = sum(self._losses) / len(self._losses)
         return InnerResult(self._steps, self._tokens, self._last_mean_loss, self._seconds)

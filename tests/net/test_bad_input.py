@@ -97,6 +97,17 @@ def test_a_port_in_use_is_refused(home: Path, command: str) -> None:
         assert_refused(home, said, command, what, "--data", "text.txt", "--port", str(port))
 
 
+@pytest.mark.parametrize("command", ["start", "join"])
+def test_a_metrics_port_in_use_is_refused_before_anything_is_joined(home: Path, command: str) -> None:
+    invite = f"atoll:{OTHER_RUN}@/ip4/127.0.0.1/tcp/9/p2p/{NOBODY}"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        what = "run.toml" if command == "start" else invite
+        said = f"port {port} of 127.0.0.1 cannot serve metrics"
+        assert_refused(home, said, command, what, "--data", "text.txt", "--metrics-port", str(port))
+    assert not (home / "peer" / "events.jsonl").exists()
+
+
 @pytest.mark.parametrize(("name", "option"), [("identity.key", "--key"), ("peer", "--folder")])
 def test_a_key_or_a_folder_that_another_peer_uses_is_refused(home: Path, name: str, option: str) -> None:
     descriptor = os.open(home / name, os.O_RDONLY)
