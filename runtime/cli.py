@@ -13,7 +13,7 @@ import typer
 
 from peers.errors import NetworkError
 from peers.identity import IdentityError
-from runtime.commands import demo, peer, results
+from runtime.commands import demo, peer, results, watch
 from runtime.errors import ConfigError
 from runtime.version import version
 
@@ -85,6 +85,9 @@ _command("init", peer.init)
 _command("start", peer.start)
 _command("join", peer.join)
 _command("demo", demo.demo)
+_command("watch", watch.watch)
+_command("replay", watch.replay)
+_command("report", watch.report)
 _command("runs", results.runs)
 _command("eval", results.evaluate)
 _command("generate", results.generate)

@@ -81,6 +81,14 @@ def prepare(folder: Path) -> None:
         ("demo --workdir full", "full is not empty and nothing is overwritten"),
         ("demo --workdir file", "file cannot be the demo's folder"),
         ("demo --data missing.txt", "missing.txt"),
+        ("watch atoll:", "the invite is malformed"),
+        (f"watch {INVITE} --json", "--once --json"),
+        ("replay missing", "there is no event of a run in missing"),
+        ("replay full", "there is no event of a run in full"),
+        ("replay full --speed 0", "--speed is 0, but must be above 0"),
+        ("replay full --speed nan", "--speed is nan, but must be above 0"),
+        ("report file", "there is no event of a run in file"),
+        ("report missing", "there is no event of a run in missing"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2_and_changes_nothing(
@@ -122,7 +130,7 @@ def test_help_takes_less_than_half_a_second_of_cpu_and_loads_nothing_heavy(tmp_p
     assert shortest_s < 1.5
 
 
-@pytest.mark.parametrize("command", ["keygen", "init", "start", "join", "demo"])
+@pytest.mark.parametrize("command", ["keygen", "init", "start", "join", "demo", "replay", "report"])
 def test_the_help_of_a_command_fits_one_screen_and_names_the_defaults(command: str) -> None:
     done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert done.exit_code == 0

@@ -6,20 +6,25 @@ bounds, and counts the rest; nothing in here raises because of an event.
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from runtime.log import Event
+
+T = TypeVar("T")
 
 MOST_MEMBERS = 1024
 MOST_STEPS = 8192
 MOST_MARKS = 1024
+# Of one member in one round.
+MOST_SPANS = 64
 MOST_NAME = 64
 MOST_WORDS = 300
 MOST_NUMBER = 1e18
 # A member that is gone stays in the picture for so long.
 GONE_S = 3600.0
-_FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
-_KINDS = _FAULTS | {"joined", "left", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
+FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
+_KINDS = FAULTS | {"joined", "left", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
 
 
 @dataclass
@@ -156,12 +161,11 @@ class Picture:
             case "members":
                 self._members(event, time)
             case "round_began":
-                self.round.began_at, self.round.leader = time, _name(event["leader"])
-                self.round.outer_step, self.round.attempt = _whole(event["outer_step"]), _whole(event["attempt"])
-                self.round.codec = _words(event["codec"])[:16]
+                self._begin(event, time)
             case "validated":
                 if (loss := event["val_loss"]) is not None:
                     self.validations[_whole(event["outer_step"])] = _number(loss)
+                    _bound(self.validations)
             case "member_up":
                 self._here(_name(event["member"]), time)
             case "member_down":
@@ -176,41 +180,66 @@ class Picture:
                     self._mark(kind, event, time, teller)
         self.time, self.told_by = max(self.time, time), teller
 
+    def _begin(self, event: Event, time: float) -> None:
+        step, attempt, leader = _whole(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
+        codec, peers = _words(event["codec"])[:16], list(map(_name, _list(event.get("members", ()))))
+        if step <= self._step_now():
+            return
+        self.round.outer_step, self.round.attempt, self.round.leader = step, attempt, leader
+        self.round.codec, self.round.began_at = codec, time
+        for peer in peers:
+            self._do(self._here(peer, time), "averaging", time)
+
+    def _do(self, member: MemberPicture, doing: str, time: float) -> None:
+        member.doing = doing
+        spans = self.round.doing.setdefault(member.peer, [])
+        if not spans or spans[-1][1] != doing:
+            spans.append((time, doing))
+            del spans[:-MOST_SPANS]
+
     def _commit(self, event: Event, time: float, teller: str) -> None:
         step = _whole(event["outer_step"])
         peers = tuple(map(_name, _list(event.get("members", ()))))
         weights = [_whole(weight) for weight in _list(event.get("weights", ()))]
-        figures, losses = _list(event.get("figures", ())), _list(event.get("losses", ()))
+        figures = list(map(_figures, _list(event.get("figures", ()))))
+        losses = list(map(_maybe, _list(event.get("losses", ()))))
         if len(weights) != len(peers) or len(figures) not in (0, len(peers)) or len(losses) not in (0, len(peers)):
             raise ValueError("lists of different lengths")
-        known = step in self.steps
-        for index, (peer, weight) in enumerate(zip(peers, weights, strict=True)):
-            member = self._here(peer, time)
-            member.outer_step = max(member.outer_step, step)
-            if not known:
-                member.tokens += weight
-                member.n_steps += 1
-            if losses:
-                member.loss = _maybe(losses[index])
-            if figures and figures[index] is not None:
-                _figures(member, figures[index])
-        told = [self.members[peer] for peer in peers] if figures else []
-        self.steps[step] = StepPicture(
+        known, told = self.steps.get(step), [one for one in figures if one is not None]
+        new = StepPicture(
             outer_step=step,
             time=time,
             loss=_maybe(event["loss"]),
             tokens=_number(event["tokens"]),
             n_members=len(peers) or _whole(event.get("n_members", 0)),
-            live=_whole(event["live"]),
-            round_s=_maybe(event["round_s"]),
+            live=_whole(event.get("live", 0)),
+            round_s=_maybe(event.get("round_s")),
             busy=_mean([one.busy for one in told]),
             error=_mean([one.error for one in told]),
             members=peers,
         )
-        while len(self.steps) > MOST_STEPS:
-            del self.steps[next(iter(self.steps))]
+        # All of it is as it should be: from here on it counts.
+        for index, (peer, weight) in enumerate(zip(peers, weights, strict=True)):
+            member = self._here(peer, time)
+            if known is None:
+                member.tokens += weight
+                member.n_steps += 1
+            if step >= member.outer_step:
+                member.outer_step = step
+                member.loss = losses[index] if losses else member.loss
+                if figures and (one := figures[index]):
+                    vars(member).update({name: getattr(one, name) for name in _FIGURES})
+        if known is not None:
+            # Who was not in the group hears of the step later, and has no time of its round.
+            round_s = known.round_s if new.round_s is None else new.round_s
+            new = replace(new, time=min(time, known.time), round_s=round_s)
+        self.steps[step] = new
+        _bound(self.steps)
         if step >= self.round.outer_step:
-            self.round = Round(step + 1, doing={peer: [(time, "training")] for peer in peers})
+            self.round = Round(step + 1, codec=self.round.codec)
+            for peer in peers:
+                if (there := self.members.get(peer)) and there.gone_at is None:
+                    self._do(there, "training", time)
 
     def _members(self, event: Event, time: float) -> None:
         said = event["members"]
@@ -218,11 +247,8 @@ class Picture:
             raise ValueError("members that are none")
         for peer, one in said.items():
             member = self._here(_name(peer), time)
-            member.doing, member.outer_step = _words(one["doing"])[:16], _whole(one["outer_step"])
-            member.progress = _whole(one["progress"])
-            spans = self.round.doing.setdefault(member.peer, [])
-            if not spans or spans[-1][1] != member.doing:
-                spans.append((time, member.doing))
+            member.outer_step, member.progress = _whole(one["outer_step"]), _whole(one["progress"])
+            self._do(member, _words(one["doing"])[:16], time)
         for member in self.members.values():
             if member.gone_at is None and member.peer not in said:
                 self._gone(member.peer, time, "not seen any more")
@@ -261,21 +287,40 @@ class Picture:
         gone = [one for one in self.members.values() if one.gone_at is not None and time > one.gone_at + GONE_S]
         for one in gone or [min(self.members.values(), key=lambda one: (one.gone_at is None, one.tokens))]:
             del self.members[one.peer]
+            self.round.doing.pop(one.peer, None)
 
     def _step_now(self) -> int:
         last = self.last
         return last.outer_step if last else 0
 
 
-def _figures(member: MemberPicture, said: object) -> None:
+_FIGURES = ("device", "tokens_per_s", "trained_s", "waited_s", "up", "down", "sent_bytes", "received_bytes", "error")
+
+
+def _figures(said: object) -> MemberPicture | None:
+    """What a member said of itself, nobody's but for that."""
+    if said is None:
+        return None
     if not isinstance(said, dict):
         raise ValueError("figures that are none")
-    member.device = _words(said["device"])[:16]
-    member.tokens_per_s = _number(said["tokens_per_s"])
-    member.trained_s, member.waited_s = _number(said["trained_ms"]) / 1e3, _number(said["waited_ms"]) / 1e3
-    member.up, member.down = _number(said["up"]), _number(said["down"])
-    member.sent_bytes, member.received_bytes = _number(said["sent_bytes"]), _number(said["received_bytes"])
-    member.error = None if said["error_ppm"] is None else _number(said["error_ppm"]) / 1e6
+    return MemberPicture(
+        peer="",
+        device=_words(said["device"])[:16],
+        tokens_per_s=_number(said["tokens_per_s"]),
+        trained_s=_number(said["trained_ms"]) / 1e3,
+        waited_s=_number(said["waited_ms"]) / 1e3,
+        up=_number(said["up"]),
+        down=_number(said["down"]),
+        sent_bytes=_number(said["sent_bytes"]),
+        received_bytes=_number(said["received_bytes"]),
+        error=None if said["error_ppm"] is None else _number(said["error_ppm"]) / 1e6,
+    )
+
+
+def _bound(by_step: dict[int, T]) -> None:
+    """Of too many steps, those that were told first go."""
+    while len(by_step) > MOST_STEPS:
+        del by_step[next(iter(by_step))]
 
 
 def _rank(member: MemberPicture) -> tuple[int, str]:

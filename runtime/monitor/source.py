@@ -4,15 +4,17 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
 from runtime.errors import ConfigError
+from runtime.folder import MANIFEST_FILE, Folder
 from runtime.invite import Invite
 from runtime.log import Event, parse_events
 from runtime.manifest import Manifest, open_manifest
 from runtime.monitor.feed import WATCH_PROTOCOL, greeting
-from runtime.monitor.picture import Picture
+from runtime.monitor.picture import MOST_NUMBER, Picture
 
 # A replayed pause is never longer than this, at any speed: nights are not for watching.
 MOST_PAUSE_S = 5.0
@@ -97,7 +99,10 @@ def logged(folder: Path) -> list[Event]:
     Raises: ConfigError if there are none.
     """
     logs = sorted(folder.rglob("events.jsonl")) if folder.is_dir() else [folder] if folder.is_file() else []
-    events = [event for log in logs for event in parse_events(log.read_bytes()) if _is_timed(event)]
+    try:
+        events = [event for log in logs for event in parse_events(log.read_bytes()) if _is_timed(event)]
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}): mend that, or name another") from None
     if not events:
         raise ConfigError(
             f"there is no event of a run in {folder}: name a peer's folder, or one with such folders in it"
@@ -116,5 +121,15 @@ async def replay(events: Sequence[Event], watched: Watched, speed: float) -> Non
         watched.see(event)
 
 
+def manifest_below(folder: Path) -> Manifest | None:
+    """The manifest that the peers' folders have beside their logs, None if there is none that this release can read."""
+    for file in sorted(folder.rglob(MANIFEST_FILE)) if folder.is_dir() else [folder.parent / MANIFEST_FILE]:
+        with suppress(ConfigError):
+            if file.is_file() and (manifest := Folder(file.parent).manifest()):
+                return manifest
+    return None
+
+
 def _is_timed(event: Event) -> bool:
-    return isinstance(event.get("time"), int | float)
+    time = event.get("time")
+    return isinstance(time, int | float) and abs(time) <= MOST_NUMBER

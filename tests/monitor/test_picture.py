@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.log import parse_events
@@ -146,6 +146,7 @@ values = st.recursive(
 kinds = ["outer_step_committed", "members", "round_began", "validated", "member_up", "member_down", "run", "strike"]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(kinds), st.dictionaries(st.sampled_from([*commit(1), "member", "reason"]), values), st.booleans()
 )
