@@ -114,6 +114,19 @@ def host_and_port(address: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(parts[2])), int(parts[4])
 
 
+def tcp_endpoint(address: str) -> tuple[str, int] | None:
+    """Host, a name or an IP address, and port at which p2pd itself takes TCP; None for every other way to reach it."""
+    parts = address.split("/")
+    named = len(parts) == 5 or (len(parts) == 7 and parts[5] == "p2p")
+    if not named or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6") or parts[3] != "tcp":
+        return None
+    try:
+        encode_multiaddr(address)
+    except ValueError:
+        return None
+    return parts[2], int(parts[4])
+
+
 def if_free(host: str, port: int) -> int:
     """The port, or 0 for any where another program has it by now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -13,6 +13,7 @@ FILES = sorted(
 IO = {"asyncio", "socket", "threading", "time", "random", "hivemind", "uvloop"}
 PURE = {
     *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity")),
+    *(f"peers/observer_{name}.py" for name in ("dht", "members")),
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),
     *(f"runtime/averaging/{name}.py" for name in ("following", "roster", "pace", "plan", "lineage", "rates")),
@@ -21,10 +22,17 @@ PURE = {
 # Third party -> the files that may import it.
 ONLY_IN = {
     "hivemind": {"peers/hivemind_parts.py"},
-    "libp2p": {"peers/observer.py"},
+    "libp2p": {"peers/observer_link.py"},
+    "trio": {"peers/observer.py", "peers/observer_link.py"},
     "uvloop": {"runtime/commands/peer.py"},
     "prometheus_client": {"runtime/metrics.py"},
-    "msgpack": {"peers/wire.py", "peers/messages.py", "runtime/averaging/messages.py", "runtime/manifest.py"},
+    "msgpack": {
+        "peers/wire.py",
+        "peers/messages.py",
+        "peers/observer_dht.py",
+        "runtime/averaging/messages.py",
+        "runtime/manifest.py",
+    },
 }
 # Folder -> what nothing in it may import.
 NEVER = {
@@ -33,7 +41,15 @@ NEVER = {
     "peers/": {"runtime", "torch"},
 }
 # The files of runtime that touch the network: the implementations of transport and discovery are theirs alone.
-NETWORK = {"peers.p2pd", "peers.discovery", "peers.direct", "peers.observer", "peers.service", "socket"}
+NETWORK = {
+    "peers.p2pd",
+    "peers.discovery",
+    "peers.direct",
+    "peers.observer",
+    "peers.observer_link",
+    "peers.service",
+    "socket",
+}
 MAY_USE_NETWORK = (
     "runtime/peer.py",
     "runtime/averaging/driver.py",

@@ -70,7 +70,7 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
     Raises: ConfigError if this installation cannot watch.
     """
     try:
-        from peers import observer  # type: ignore[attr-defined]
+        from peers import observer
     except ImportError as error:
         raise ConfigError(
             f"watching needs the package {error.name or 'libp2p'}: pip install 'atoll[monitor]'"
@@ -80,17 +80,18 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
         last = watched.picture.last
         return greeting(invite.run_id, last.outer_step if last else 0)
 
-    async for told in observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello):
-        match told:
-            case observer.Followed(peer):
-                watched.say("", peer)
-            case observer.Frame(_, body):
-                for event in parse_events(body):
-                    watched.see(event)
-            case observer.LostMember(_, reason):
-                watched.say(f"the member that told is gone ({reason}); asking another")
-            case observer.Nobody(reason, retry_s):
-                watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
+    async with aclosing(observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as telling:
+        async for told in telling:
+            match told:
+                case observer.Followed(peer):
+                    watched.say("", peer)
+                case observer.Frame(_, body):
+                    for event in parse_events(body):
+                        watched.see(event)
+                case observer.LostMember(_, reason):
+                    watched.say(f"the member that told is gone ({reason}); asking another")
+                case observer.Nobody(reason, retry_s):
+                    watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
 
 
 def logged(folder: Path) -> list[Event]:
