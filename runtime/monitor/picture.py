@@ -24,7 +24,7 @@ MOST_NUMBER = 1e18
 # A member that is gone stays in the picture for so long.
 GONE_S = 3600.0
 FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
-_KINDS = FAULTS | {"joined", "left", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
+_KINDS = FAULTS | {"joined", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
 
 
 @dataclass
@@ -170,6 +170,8 @@ class Picture:
                 self._here(_name(event["member"]), time)
             case "member_down":
                 self._gone(_name(event["member"]), time, _words(event["reason"]))
+            case "left":
+                self._gone(teller, time, f"left: {_words(event['reason'])}")
             case "run":
                 self.manifest = _words(event["manifest"], 1 << 17)
                 self.live = False
@@ -183,12 +185,15 @@ class Picture:
     def _begin(self, event: Event, time: float) -> None:
         step, attempt, leader = _whole(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
         codec, peers = _words(event["codec"])[:16], list(map(_name, _list(event.get("members", ()))))
-        if step <= self._step_now():
+        last = self.last
+        if last and step <= last.outer_step:
             return
         self.round.outer_step, self.round.attempt, self.round.leader = step, attempt, leader
         self.round.codec, self.round.began_at = codec, time
         for peer in peers:
-            self._do(self._here(peer, time), "averaging", time)
+            member = self._contributor(peer, time, last.time if last else 0.0)
+            if member.gone_at is None:
+                self._do(member, "averaging", time)
 
     def _do(self, member: MemberPicture, doing: str, time: float) -> None:
         member.doing = doing
@@ -219,8 +224,9 @@ class Picture:
             members=peers,
         )
         # All of it is as it should be: from here on it counts.
+        began = self.last.time if self.last else 0.0
         for index, (peer, weight) in enumerate(zip(peers, weights, strict=True)):
-            member = self._here(peer, time)
+            member = self._contributor(peer, time, began if known is None else -math.inf)
             if known is None:
                 member.tokens += weight
                 member.n_steps += 1
@@ -261,6 +267,12 @@ class Picture:
         last = self.last
         step = _whole(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
         self.marks.append(Mark(time, step, kind, member, words))
+
+    def _contributor(self, peer: str, time: float, began: float) -> MemberPicture:
+        """Whoever contributes to a step was there after it had begun, and may be gone since."""
+        member = self.members.get(peer)
+        is_gone = member is not None and member.gone_at is not None and member.gone_at >= began
+        return member if member is not None and is_gone else self._here(peer, time)
 
     def _here(self, peer: str, time: float) -> MemberPicture:
         member = self.members.get(peer)
