@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
@@ -35,6 +35,8 @@ class Watched:
         """The member that tells, empty while nobody does."""
         self.trouble = ""
         """A sentence for people, empty if all is well."""
+        self.outer_step = 0
+        """The last that is known: what an observer's own thread may read while events come in."""
         self.heard_at = time.monotonic()
         self.changed: Callable[[], None] = lambda: None
 
@@ -46,6 +48,8 @@ class Watched:
     def see(self, event: Event) -> None:
         self.heard_at = time.monotonic()
         self.picture.see(event)
+        if event.get("event") == "outer_step_committed" and (last := self.picture.last):
+            self.outer_step = last.outer_step
         if event.get("event") == "run" and self.manifest is None:
             self._read_manifest()
         if event.get("event") == "refused":
@@ -77,20 +81,20 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
         ) from None
 
     def hello() -> bytes:
-        last = watched.picture.last
-        return greeting(invite.run_id, last.outer_step if last else 0)
+        return greeting(invite.run_id, watched.outer_step)
 
-    async for told in observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello):
-        match told:
-            case observer.Followed(peer):
-                watched.say("", peer)
-            case observer.Frame(_, body):
-                for event in parse_events(body):
-                    watched.see(event)
-            case observer.LostMember(_, reason):
-                watched.say(f"the member that told is gone ({reason}); asking another")
-            case observer.Nobody(reason, retry_s):
-                watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
+    async with aclosing(observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as seen:
+        async for told in seen:
+            match told:
+                case observer.Followed(peer):
+                    watched.say("", peer)
+                case observer.Frame(_, body):
+                    for event in parse_events(body):
+                        watched.see(event)
+                case observer.LostMember(_, reason):
+                    watched.say(f"the member that told is gone ({reason}); asking another")
+                case observer.Nobody(reason, retry_s):
+                    watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
 
 
 def logged(folder: Path) -> list[Event]:
