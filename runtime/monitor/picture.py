@@ -120,6 +120,7 @@ class Picture:
     def __init__(self) -> None:
         self.members: dict[str, MemberPicture] = {}
         self.steps: dict[int, StepPicture] = {}
+        self._newest = 0
         self.marks: deque[Mark] = deque(maxlen=MOST_MARKS)
         self.round = Round()
         self.validations: dict[int, float] = {}
@@ -143,7 +144,8 @@ class Picture:
 
     @property
     def last(self) -> StepPicture | None:
-        return self.steps[max(self.steps)] if self.steps else None
+        newest = self.steps.get(self._newest)
+        return newest or (self.steps[max(self.steps)] if self.steps else None)
 
     def present(self) -> list[MemberPicture]:
         """Those who are there, the greatest contributors first."""
@@ -239,7 +241,7 @@ class Picture:
             # Who was not in the group hears of the step later, and has no time of its round.
             round_s = known.round_s if new.round_s is None else new.round_s
             new = replace(new, time=min(time, known.time), round_s=round_s)
-        self.steps[step] = new
+        self.steps[step], self._newest = new, max(self._newest, step)
         _bound(self.steps)
         if step >= self.round.outer_step:
             self.round = Round(step + 1, codec=self.round.codec)
