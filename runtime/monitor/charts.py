@@ -8,8 +8,9 @@ from html import escape
 from runtime.monitor.words import count_words, duration_words
 
 WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
-ROW, NAME = 20, 64
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 42
+# Of a timeline the rows of few members are broader.
+LEAST_ROW, MOST_ROW, NAME = 20, 36, 84
 # More than the pixels of a screen are not seen; of each bucket the least and the greatest stay.
 MOST_POINTS = 800
 NICE = (1.0, 2.0, 5.0, 10.0)
@@ -17,6 +18,7 @@ NICE_S = (1.0, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 
 
 CSS = """
 .chart{width:100%;height:auto;display:block;font:12px system-ui,sans-serif}
+@media (max-width:620px){.chart{font-size:17px}}
 .chart text{fill:var(--dim)}.chart .grid{stroke:var(--line);stroke-width:1}
 .chart .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .chart .t1{stroke:var(--tone1)}.chart .t2{stroke:var(--tone2)}.chart .t3{stroke:var(--tone3);stroke-dasharray:5 4}
@@ -67,7 +69,7 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, faults: Sequence[Faul
     """A chart of curves over one axis; without any point a line that says so."""
     points = [point for one in series for point in one.points]
     if not points:
-        return f'<p class="none">no {escape(y.label)} yet</p>'
+        return f'<p class="none">no {escape(y.label)} is known</p>'
     x_low, x_high = _range([point[0] for point in points], x)
     y_low, y_high = _range([point[1] for point in points], y)
 
@@ -83,8 +85,8 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, faults: Sequence[Faul
         parts.append(_text(LEFT - 6, down + 4, y.words(tick), "end"))
     for tick in ticks(x_low, x_high, x.kind, 5):
         across, _ = place((tick, y_low))
-        parts.append(_text(across, HEIGHT - BOTTOM + 16, x.words(tick), "middle"))
-    parts.append(_text(WIDTH - RIGHT, HEIGHT - 3, x.label, "end"))
+        parts.append(_text(across, HEIGHT - BOTTOM + 18, x.words(tick), "middle"))
+    parts.append(_text(WIDTH - RIGHT, HEIGHT - 4, x.label, "end"))
     for fault in faults:
         across = place((min(max(fault.x, x_low), x_high), y_low))[0]
         parts.append(_fault(across, HEIGHT - BOTTOM - 8, 8, fault))
@@ -97,8 +99,9 @@ def line_chart(series: Sequence[Series], x: Axis, y: Axis, faults: Sequence[Faul
 def timeline(rows: Sequence[Row], start: float, end: float) -> str:
     """Who was there when, one row each, its faults marked. Seconds on the axis, counted from ``start``."""
     if not rows:
-        return '<p class="none">no member yet</p>'
-    height = TOP + ROW * len(rows) + BOTTOM
+        return '<p class="none">no member is known</p>'
+    broad = max(LEAST_ROW, min(MOST_ROW, (HEIGHT - TOP - BOTTOM) // len(rows)))
+    height = TOP + broad * len(rows) + BOTTOM
     span = max(end - start, 1.0)
 
     def place(time: float) -> float:
@@ -108,15 +111,17 @@ def timeline(rows: Sequence[Row], start: float, end: float) -> str:
     for tick in ticks(0.0, span, "time", 5):
         across = place(start + tick)
         parts.append(f'<path class="grid" d="M{across:.1f} {TOP}V{height - BOTTOM}"/>')
-        parts.append(_text(across, height - BOTTOM + 16, duration_words(tick), "middle"))
+        parts.append(_text(across, height - BOTTOM + 18, duration_words(tick), "middle"))
     for index, row in enumerate(rows):
-        down = TOP + ROW * index
-        parts.append(_text(NAME - 8, down + 14, row.name, "end"))
+        down = TOP + broad * index
+        parts.append(_text(NAME - 8, down + broad / 2 + 4, row.name, "end"))
         for came, gone in row.stays:
-            place_of = f'x="{place(came):.1f}" y="{down + 5}" width="{max(place(gone) - place(came), 1.5):.1f}"'
-            parts.append(f'<rect class="stay" {place_of} height="{ROW - 9}" rx="2"/>')
+            place_of = (
+                f'x="{place(came):.1f}" y="{down + broad // 4}" width="{max(place(gone) - place(came), 1.5):.1f}"'
+            )
+            parts.append(f'<rect class="stay" {place_of} height="{broad // 2}" rx="2"/>')
         for fault in row.faults:
-            parts.append(_fault(place(fault.x), down + 2, ROW - 3, fault))
+            parts.append(_fault(place(fault.x), down + 2, broad - 4, fault))
     return _svg(height, "members over time", parts)
 
 

@@ -24,7 +24,7 @@ MOST_NUMBER = 1e18
 # A member that is gone stays in the picture for so long.
 GONE_S = 3600.0
 FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
-_KINDS = FAULTS | {"joined", "left", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
+_KINDS = FAULTS | {"joined", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
 
 
 @dataclass
@@ -120,6 +120,7 @@ class Picture:
     def __init__(self) -> None:
         self.members: dict[str, MemberPicture] = {}
         self.steps: dict[int, StepPicture] = {}
+        self._newest = 0
         self.marks: deque[Mark] = deque(maxlen=MOST_MARKS)
         self.round = Round()
         self.validations: dict[int, float] = {}
@@ -143,7 +144,8 @@ class Picture:
 
     @property
     def last(self) -> StepPicture | None:
-        return self.steps[max(self.steps)] if self.steps else None
+        newest = self.steps.get(self._newest)
+        return newest or (self.steps[max(self.steps)] if self.steps else None)
 
     def present(self) -> list[MemberPicture]:
         """Those who are there, the greatest contributors first."""
@@ -170,6 +172,8 @@ class Picture:
                 self._here(_name(event["member"]), time)
             case "member_down":
                 self._gone(_name(event["member"]), time, _words(event["reason"]))
+            case "left":
+                self._gone(teller, time, f"left: {_words(event['reason'])}")
             case "run":
                 self.manifest = _words(event["manifest"], 1 << 17)
                 self.live = False
@@ -183,12 +187,15 @@ class Picture:
     def _begin(self, event: Event, time: float) -> None:
         step, attempt, leader = _whole(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
         codec, peers = _words(event["codec"])[:16], list(map(_name, _list(event.get("members", ()))))
-        if step <= self._step_now():
+        last = self.last
+        if last and step <= last.outer_step:
             return
         self.round.outer_step, self.round.attempt, self.round.leader = step, attempt, leader
         self.round.codec, self.round.began_at = codec, time
         for peer in peers:
-            self._do(self._here(peer, time), "averaging", time)
+            member = self._contributor(peer, time, last.time if last else 0.0)
+            if member.gone_at is None:
+                self._do(member, "averaging", time)
 
     def _do(self, member: MemberPicture, doing: str, time: float) -> None:
         member.doing = doing
@@ -219,8 +226,9 @@ class Picture:
             members=peers,
         )
         # All of it is as it should be: from here on it counts.
+        began = self.last.time if self.last else 0.0
         for index, (peer, weight) in enumerate(zip(peers, weights, strict=True)):
-            member = self._here(peer, time)
+            member = self._contributor(peer, time, began if known is None else -math.inf)
             if known is None:
                 member.tokens += weight
                 member.n_steps += 1
@@ -233,7 +241,7 @@ class Picture:
             # Who was not in the group hears of the step later, and has no time of its round.
             round_s = known.round_s if new.round_s is None else new.round_s
             new = replace(new, time=min(time, known.time), round_s=round_s)
-        self.steps[step] = new
+        self.steps[step], self._newest = new, max(self._newest, step)
         _bound(self.steps)
         if step >= self.round.outer_step:
             self.round = Round(step + 1, codec=self.round.codec)
@@ -261,6 +269,12 @@ class Picture:
         last = self.last
         step = _whole(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
         self.marks.append(Mark(time, step, kind, member, words))
+
+    def _contributor(self, peer: str, time: float, began: float) -> MemberPicture:
+        """Whoever contributes to a step was there after it had begun, and may be gone since."""
+        member = self.members.get(peer)
+        is_gone = member is not None and member.gone_at is not None and member.gone_at >= began
+        return member if member is not None and is_gone else self._here(peer, time)
 
     def _here(self, peer: str, time: float) -> MemberPicture:
         member = self.members.get(peer)

@@ -42,9 +42,7 @@ def report(picture: Picture, name: str, manifest: Manifest | None) -> str:
         _tiles(picture, steps, manifest),
         _card("Loss", _loss_charts(picture, steps, start), "Training loss, and validation loss as dots (nats/byte)."),
         _card("Members", _members_chart(steps), "Who took part in each outer step, and who was there (dashed)."),
-        _card(
-            "Who was there", _timeline(picture, start), "Each row is a member; red is a fault. Hover for what it was."
-        ),
+        _card("Who was there", _timeline(picture, start), "A row for each member; faults are red."),
         _card("Rounds", _round_chart(steps), "From the plan to the applied step, seconds."),
         _card("Quantisation error", _error_chart(steps), "Of the contributions as they were sent, relative, mean."),
         _card("Time spent training", _busy_chart(steps), "Part of each outer step in which its members trained, mean."),
@@ -206,13 +204,14 @@ def stays_of(picture: Picture, start: float) -> dict[str, list[tuple[float, floa
 def _contributors(picture: Picture) -> str:
     everyone = sorted(picture.members.values(), key=lambda one: (-one.tokens, one.peer))
     if not everyone:
-        return '<p class="none">nobody yet</p>'
+        return '<p class="none">no member is known</p>'
     took_part: dict[str, list[int]] = {one.peer: [] for one in everyone}
     for step in in_order(picture):
         for peer in step.members:
             if peer in took_part:
                 took_part[peer].append(step.outer_step)
-    rows = [_contributor(rank, one, picture, took_part[one.peer]) for rank, one in enumerate(everyone, 1)]
+    most = max(1, everyone[0].tokens)
+    rows = [_contributor(rank, one, picture, took_part[one.peer], most) for rank, one in enumerate(everyone, 1)]
     return _table(HEADS, "".join(rows), "ranks")
 
 
@@ -222,13 +221,12 @@ HEADS = (
 )
 
 
-def _contributor(rank: int, one: MemberPicture, picture: Picture, steps: Sequence[int]) -> str:
-    share = token_share(one, picture)
+def _contributor(rank: int, one: MemberPicture, picture: Picture, steps: Sequence[int], most: int) -> str:
     cells = (
         str(rank),
         f'<abbr title="{escape(one.peer)}">{escape(short(one.peer))}</abbr>',
-        f"{count_words(one.tokens)} <small>{share_words(share)}</small>",
-        f'<span class="bar" style="width:{2 + 120 * (share or 0):.0f}px"></span>',
+        f"{count_words(one.tokens)} <small>{share_words(token_share(one, picture))}</small>",
+        f'<span class="bar" style="width:{2 + 118 * one.tokens / most:.0f}px"></span>',
         f'<abbr title="{escape(ranges(steps)[:2000])}">{one.n_steps}</abbr>',
         escape(one.device or NOTHING),
         count_words(one.tokens_per_s) if one.tokens_per_s else NOTHING,

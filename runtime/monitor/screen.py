@@ -79,7 +79,11 @@ def view_lines(showing: Showing, width: int, height: int) -> list[Text]:
     top = [title(showing, width), _teller(showing)]
     if picture.steps:
         n_rows = 1 if height < 20 else 2 if height < 36 else 4
-        top += [_losses(picture), *sparkline([loss for _, loss in losses(picture)], width, n_rows), _rounds(picture)]
+        top += [
+            _losses(picture),
+            *sparkline([loss for _, loss in losses(picture)], width, n_rows),
+            _rounds(picture, width),
+        ]
     present, gone = picture.present(), [one for one in picture.ranked() if one.gone_at is not None]
     n_events = min(len(picture.marks), MOST_EVENTS)
     wanted = [1 + len(present) + len(gone), 1 + len(picture.round.doing), n_events]
@@ -166,12 +170,16 @@ def _losses(picture: Picture) -> Text:
     return line
 
 
-def _rounds(picture: Picture) -> Text:
+def _rounds(picture: Picture, width: int) -> Text:
     times = round_times(in_order(picture)[-LAST_ROUNDS:])
     if not times:
         return Text("no time of a round yet", style="dim")
-    newest = ", ".join(map(time_words, reversed(times)))
-    return Text(f"rounds: median {time_words(median(times))}, longest {time_words(max(times))}; newest first {newest}")
+    line = f"rounds: median {time_words(median(times))}, longest {time_words(max(times))}; newest first"
+    for seconds in reversed(times):
+        if len(line) + 1 + len(time_words(seconds)) > width:
+            break
+        line += f" {time_words(seconds)}"
+    return Text(line)
 
 
 @dataclass(frozen=True)

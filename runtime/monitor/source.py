@@ -4,7 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
@@ -35,6 +35,8 @@ class Watched:
         """The member that tells, empty while nobody does."""
         self.trouble = ""
         """A sentence for people, empty if all is well."""
+        self.outer_step = 0
+        """The last that is known: what an observer's own thread may read while events come in."""
         self.heard_at = time.monotonic()
         self.changed: Callable[[], None] = lambda: None
 
@@ -46,6 +48,8 @@ class Watched:
     def see(self, event: Event) -> None:
         self.heard_at = time.monotonic()
         self.picture.see(event)
+        if event.get("event") == "outer_step_committed" and (last := self.picture.last):
+            self.outer_step = last.outer_step
         if event.get("event") == "run" and self.manifest is None:
             self._read_manifest()
         if event.get("event") == "refused":
@@ -77,11 +81,10 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
         ) from None
 
     def hello() -> bytes:
-        last = watched.picture.last
-        return greeting(invite.run_id, last.outer_step if last else 0)
+        return greeting(invite.run_id, watched.outer_step)
 
-    async with aclosing(observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as telling:
-        async for told in telling:
+    async with aclosing(observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as seen:
+        async for told in seen:
             match told:
                 case observer.Followed(peer):
                     watched.say("", peer)

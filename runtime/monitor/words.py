@@ -89,11 +89,9 @@ def mark_words(mark: Mark) -> str:
         case "came":
             return f"{who} is here"
         case "gone":
-            return f"{who} is gone{said}"
+            return f"{who} {mark.words}" if mark.words.startswith("left") else f"{who} is gone{said}"
         case "joined":
             return f"{who} has the run's state and takes part"
-        case "left":
-            return f"{who} says goodbye{said}"
         case "strike":
             return f"strike against {who}{said}"
         case "fork_found":

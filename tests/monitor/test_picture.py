@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.log import parse_events
-from runtime.monitor.picture import MOST_MEMBERS, Picture
+from runtime.monitor.picture import MOST_MEMBERS, MOST_SPANS, MOST_STEPS, Picture
 
 ANN, BOB = "12D3KooWann", "12D3KooWbob"
 FIGURES = {
@@ -76,13 +76,58 @@ def test_a_step_that_two_members_tell_of_counts_once() -> None:
 def test_who_is_there_who_is_gone_and_what_each_does() -> None:
     picture = seen(commit(1), members(**{ANN: "training", BOB: "ready"}))
     assert {member.peer: member.doing for member in picture.present()} == {ANN: "training", BOB: "ready"}
-    picture.see({"event": "member_down", "time": 111.0, "peer": ANN, "member": BOB, "reason": "end of stream"})
+    picture.see({"event": "member_down", "time": 110.5, "peer": ANN, "member": BOB, "reason": "end of stream"})
     assert [member.peer for member in picture.present()] == [ANN]
     gone = picture.members[BOB]
-    assert (gone.doing, gone.gone_at, gone.gone_reason) == ("gone", 111.0, "end of stream")
-    picture.see(commit(12, time=112.0))
+    assert (gone.doing, gone.gone_at, gone.gone_reason) == ("gone", 110.5, "end of stream")
+    # It had contributed before it went; to the next step it cannot have.
+    began = {"event": "round_began", "time": 110.8, "peer": ANN, "outer_step": 11, "attempt": 0, "leader": ANN}
+    picture.see({**began, "members": [ANN, BOB], "codec": "int8"})
+    assert BOB not in picture.round.doing
+    picture.see(commit(11))
+    assert picture.members[BOB].gone_at == 110.5
+    picture.see(commit(12))
+    picture.see(commit(11, peer=BOB, time=113.0))
     assert picture.members[BOB].gone_at is None
     assert [mark.kind for mark in picture.marks] == ["came", "came", "gone", "came"]
+
+
+def test_who_says_goodbye_is_gone_and_what_the_others_tell_of_it_is_no_news() -> None:
+    picture = seen(
+        commit(1),
+        {"event": "left", "time": 102.0, "peer": BOB, "reason": "interrupted"},
+        {"event": "member_down", "time": 102.1, "peer": ANN, "member": BOB, "reason": "end of stream"},
+        commit(1, peer=BOB, time=102.2),
+    )
+    assert [mark.words for mark in picture.marks] == ["", "", "left: interrupted"]
+    assert [member.peer for member in picture.present()] == [ANN]
+
+
+def test_the_group_of_a_round_averages_and_what_is_told_of_an_old_round_is_no_news() -> None:
+    began = {"event": "round_began", "time": 101.5, "peer": ANN, "outer_step": 2, "attempt": 1, "leader": BOB}
+    picture = seen(commit(1), {**began, "members": [ANN, BOB], "codec": "int8"})
+    assert (picture.round.leader, picture.round.attempt, picture.round.codec) == (BOB, 1, "int8")
+    assert picture.round.doing[BOB] == [(101.0, "training"), (101.5, "averaging")]
+    picture.see(commit(2))
+    picture.see({**began, "members": [ANN], "codec": "fp4"})
+    assert (picture.round.outer_step, picture.round.began_at, picture.round.codec) == (3, None, "int8")
+    assert picture.members[ANN].doing == "training"
+
+
+def test_of_a_commit_that_is_not_what_it_should_be_nothing_counts() -> None:
+    picture = seen(commit(1), *[commit(2, loss="low")] * 3, commit(2, figures=[FIGURES, {}]))
+    assert picture.members[ANN].tokens == 2000
+    assert picture.refused == 4
+
+
+def test_no_member_can_fill_the_memory_with_what_it_does_or_measures() -> None:
+    picture = seen(commit(1))
+    for number in range(10 * MOST_SPANS):
+        picture.see(members(**{ANN: "ready" if number % 2 else "training"}))
+    for number in range(MOST_STEPS + 10):
+        picture.see({"event": "validated", "time": 1.0, "peer": ANN, "outer_step": number, "val_loss": 1.0})
+    assert len(picture.round.doing[ANN]) == MOST_SPANS
+    assert len(picture.validations) == MOST_STEPS
 
 
 def test_the_round_under_way_says_since_when_each_does_what() -> None:

@@ -153,7 +153,7 @@ def test_a_chart_has_only_numbers_for_places(values: list[float]) -> None:
 
 
 def test_an_empty_chart_says_so() -> None:
-    assert "no loss yet" in line_chart([Series("curve", [])], Axis("x"), Axis("loss"))
+    assert "no loss is known" in line_chart([Series("curve", [])], Axis("x"), Axis("loss"))
 
 
 def test_the_page_of_a_long_run_is_not_long() -> None:
