@@ -75,7 +75,9 @@ def watch_once(
         return code
     if not watched.picture.live:
         why = f" ({watched.trouble})" if watched.trouble else ""
-        raise ConfigError(f"no member has told of the run within {timeout_s:.0f} s{why}: is one there, as atoll runs?")
+        raise ConfigError(
+            f"no member has told of the run within {timeout_s:.0f} s{why}: try again, or ask for a new invite"
+        )
     if as_json:
         print(json.dumps(summary(watched)))
     else:

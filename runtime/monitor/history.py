@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtime.log import Event, parse_events
+from runtime.monitor.picture import MOST_NUMBER
 
 # The last steps with everyone's figures, those before with the run's own; then every second, every fourth and so on.
 MOST_WHOLE, MOST_STEPS = 256, 4096
@@ -84,7 +85,7 @@ class History:
 
     def _take(self, event: Event) -> bool:
         kind, step, time = event.get("event"), event.get("outer_step"), event.get("time")
-        if not isinstance(time, int | float):
+        if not isinstance(time, int | float) or not abs(time) <= MOST_NUMBER:
             return False
         if kind == "outer_step_committed" and isinstance(step, int):
             self._steps.pop(step, None)

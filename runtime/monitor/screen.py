@@ -147,6 +147,9 @@ def _teller(showing: Showing) -> Text:
     if not watched.picture.time:
         return Text(plain(watched.trouble) or "looking for a member of the run ...", style="yellow")
     line = Text()
+    last, manifest = watched.picture.last, watched.manifest
+    if last and manifest and last.outer_step >= manifest.config.outer.steps:
+        line.append("all outer steps are done; ", style="bold green")
     if watched.silent_s >= SILENT_S:
         line.append(f"no data since {duration_words(watched.silent_s)}", style="bold red")
     elif teller := watched.following or watched.picture.told_by:

@@ -94,6 +94,8 @@ def test_what_has_no_time_or_no_step_is_nothing() -> None:
             {"event": "outer_step_committed"},
             {"event": "strike"},
             commit(1, time="now"),
+            commit(1, time=10**400),
+            strike(float("inf")),
             {**commit(1), "outer_step": "x"},
         ]
     )

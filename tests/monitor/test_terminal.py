@@ -12,6 +12,9 @@ from made_up import BEGAN, commit, mark, members, peers, run_of
 from rich.cells import cell_len
 from rich.console import Console
 
+from peers.identity import Identity
+from runtime.config import OuterSection, RunConfig
+from runtime.manifest import sign_manifest
 from runtime.monitor.screen import LEAST_HEIGHT, LEAST_WIDTH, Showing, view_lines
 from runtime.monitor.source import Watched, replay
 from runtime.monitor.sparkline import sparkline
@@ -115,7 +118,7 @@ def test_nothing_that_others_say_is_markup_or_moves_the_cursor() -> None:
     assert not set("\x1b\x07\u202e\r") & set(out.getvalue())
 
 
-def test_who_hears_nothing_says_so_and_since_when(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_hears_nothing_says_so_and_since_when() -> None:
     shown = showing(*run_of(2, 2))
     assert "no data" not in "\n".join(lines(shown))
     shown.watched.heard_at -= 12
@@ -123,6 +126,25 @@ def test_who_hears_nothing_says_so_and_since_when(monkeypatch: pytest.MonkeyPatc
     shown.watched.say("the member that told is gone (end of stream); asking another")
     assert lines(shown)[1] == "no data since 12 s; the member that told is gone (end of stream); asking another"
     assert "looking for a member" in lines(showing())[1]
+
+
+def test_the_time_of_a_replay_is_that_of_the_logs() -> None:
+    shown = showing(*run_of(2, 2), folder="logs", speed=10.0)
+    shown.watched.heard_at -= 12
+    assert shown.now == pytest.approx(BEGAN + 8 + 120, abs=5)
+    assert "no data" not in "\n".join(lines(shown))
+    assert lines(shown)[1].endswith("10 times as fast: logs")
+    shown.over = True
+    assert shown.now == BEGAN + 8
+
+
+def test_a_run_that_is_over_is_not_taken_for_one_that_is_lost() -> None:
+    config = RunConfig(name="x" * 64, outer=OuterSection(steps=2))
+    shown = showing(*run_of(2, 2))
+    shown.watched.manifest = sign_manifest(Identity.from_seed(bytes(32)), config, bytes(32), "nonce")
+    shown.watched.heard_at -= 12
+    assert lines(shown)[0].startswith("x" * 40 + " · outer step 2 of 2")
+    assert lines(shown)[1] == "all outer steps are done; no data since 12 s"
 
 
 def test_a_terminal_without_unicode_gets_other_signs() -> None:
