@@ -45,7 +45,10 @@ ASK_TIMEOUT_S = 3.0
 # No matter how fast it flows: 4 MiB at 600 kbit/s.
 FRAME_TIMEOUT_S = 60.0
 
+_RESET_TIMEOUT_S = 0.5
 _HEADER_BYTES = 4
+# Each read of py-libp2p's is answered by a message that opens the window again.
+_READ_BYTES = 1 << 16
 # A Noise message has at most 65535 bytes, what is said in a negotiation is a name.
 _MAX_READ_BYTES, _MAX_NAME_BYTES = 65_535, 1024
 # py-libp2p's window of one stream ends at 16 MiB, of which it only warns.
@@ -59,6 +62,8 @@ class LinkStream:
     def __init__(self, peer: str, stream: Any) -> None:
         self.peer = peer
         self._stream = stream
+        self._read = bytearray()
+        """What is here already of later reads, less than 64 KiB."""
 
     async def send(self, frame: bytes) -> None:
         """Raises: StreamClosed."""
@@ -92,24 +97,25 @@ class LinkStream:
 
         Raises: StreamClosed.
         """
-        data = bytearray()
-        while len(data) < count:
+        while len(self._read) < count:
             piece = b""
             try:
                 with trio.move_on_after(silence_s) as waiting:
-                    piece = await self._stream.read(count - len(data))
+                    piece = await self._stream.read(max(count - len(self._read), _READ_BYTES))
             except Exception as error:
                 raise StreamClosed(self.peer, _reason(error)) from error
             if waiting.cancelled_caught:
                 raise StreamClosed(self.peer, f"silent for {silence_s:.0f} s")
             if not piece:
                 raise StreamClosed(self.peer, "end of stream")
-            data += piece
-        return bytes(data)
+            self._read += piece
+        data = bytes(self._read[:count])
+        del self._read[:count]
+        return data
 
     async def reset(self) -> None:
         """Let go of both directions at once, also when cancelled."""
-        with trio.move_on_after(0.5, shield=True):
+        with trio.CancelScope(deadline=trio.current_time() + _RESET_TIMEOUT_S, shield=True):
             await _quietly(self._stream.reset)
 
 
@@ -213,7 +219,7 @@ class Dialler:
         muxer: Yamux | None = None
         started = False
         try:
-            raw = _Bounded(RawConnection(TrioTCPStream(socket), True), _MAX_READ_BYTES)
+            raw: Any = _Bounded(RawConnection(TrioTCPStream(socket), True), _MAX_READ_BYTES)
             await _select(raw, NOISE)
             expected = ID(base58.b58decode(peer))
             secured = await self._noise.secure_outbound(raw, expected)
@@ -267,8 +273,8 @@ class _Bounded:
 
 async def _select(connection: Any, protocol: str) -> None:
     """Agree on ``protocol`` at the beginning of a connection or stream. Raises what py-libp2p raises."""
-    communicator = MultiselectCommunicator(_Bounded(connection, _MAX_NAME_BYTES))
-    await MultiselectClient().select_one_of([TProtocol(protocol)], communicator)
+    bounded: Any = _Bounded(connection, _MAX_NAME_BYTES)
+    await MultiselectClient().select_one_of([TProtocol(protocol)], MultiselectCommunicator(bounded))
 
 
 async def _refuse_streams(muxer: Yamux) -> None:

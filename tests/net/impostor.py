@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from typing import Any
 
 import base58
 import trio
@@ -31,6 +32,7 @@ async def main(options: argparse.Namespace) -> None:
         public = Ed25519PublicKey.from_bytes(base58.b58decode(options.claims)[-32:])
         vars(pair.private_key)["get_public_key"] = lambda: public
         pair = KeyPair(pair.private_key, public)
+    secure: dict[TProtocol, Any]
     if options.security == "plaintext":
         secure = {PLAINTEXT_PROTOCOL_ID: InsecureTransport(pair)}
     else:
