@@ -9,12 +9,13 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,9 @@ class Stage:
         program = Program(python, *arguments)
         self._stack.callback(program.kill)
         return program
+
+    def at_end(self, call: Callable[[], object]) -> None:
+        self._stack.callback(call)
 
     def members(self, name: str, *options: str) -> tuple[Program, Line]:
         """A process of members, and who they are."""
@@ -303,6 +307,30 @@ def test_a_frame_may_have_four_mebibytes_and_no_more(stage: Stage) -> None:
     assert watcher.wait_for("LostMember")["reason"] == "frame of 4194305 bytes, limit is 4194304"
 
 
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"SSH-2.0-x\r\n", bytes(1 << 20), b"\xff\xff\xff\xff\x7f" + b"x" * (1 << 20)],
+    ids=["nothing", "another protocol", "zeros", "a name without end"],
+)
+def test_who_does_not_speak_libp2p_costs_a_dial_and_no_memory(stage: Stage, says: bytes) -> None:
+    """It goes on saying it for as long as it is listened to."""
+    victim = Identity.generate().peer
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        stranger = threading.Thread(target=repeat, args=(server, says, over))
+        stranger.start()
+        stage.at_end(stranger.join)
+        stage.at_end(over.set)
+        watcher = stage.watcher(f"/ip4/127.0.0.1/tcp/{server.getsockname()[1]}/p2p/{victim}")
+        watcher.wait_for("Nobody", timeout_s=8.0)
+        watcher.wait_for("Nobody", timeout_s=8.0)
+        assert resident_bytes(watcher.process.pid) < 120e6
+        watcher.end_input()
+        left = watcher.wait_for("Left")
+    assert (left["threads"], left["sockets"]) == ([], 0)
+
+
 def test_a_member_that_floods_a_watcher_that_does_not_read_fills_no_memory(stage: Stage) -> None:
     _, flooder = stage.members("a", "--serves", "flood")
     watcher = stage.watcher(*flooder["addresses"], "--idle")
@@ -341,6 +369,20 @@ def test_what_the_greeting_raises_reaches_the_caller(stage: Stage) -> None:
     watcher = stage.watcher(*invited["addresses"], "--greetings", "0")
     left = watcher.wait_for("Left")
     assert (left["threads"], left["sockets"], left["error"]) == ([], 0, "no more greetings")
+
+
+def repeat(server: socket.socket, says: bytes, over: threading.Event) -> None:
+    while not over.is_set():
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            continue
+        with connection, suppress(OSError):
+            connection.setblocking(True)
+            while says:
+                connection.sendall(says)
+            while connection.recv(1 << 16):
+                pass
 
 
 def resident_bytes(pid: int) -> int:
