@@ -13,7 +13,7 @@ import typer
 
 from peers.errors import NetworkError
 from peers.identity import IdentityError
-from runtime.commands import demo, peer, results, watch
+from runtime.commands import demo, init, invite, peer, plan, results, watch
 from runtime.errors import ConfigError
 from runtime.version import version
 
@@ -81,8 +81,10 @@ def _global_options(
 
 
 _command("keygen", peer.keygen)
-_command("init", peer.init)
+_command("init", init.init)
+_command("plan", plan.plan)
 _command("start", peer.start)
+_command("invite", invite.invite)
 _command("join", peer.join)
 _command("demo", demo.demo)
 _command("watch", watch.watch)

@@ -17,7 +17,8 @@ from runtime.errors import ConfigError
 @dataclass(frozen=True)
 class ModelSection:
     preset: str = "toy"
-    """Model size: toy (136 thousand parameters), small (1.9 million), medium (10 million) or large (124 million)."""
+    """Model size: toy (136 thousand parameters), small (1.9 million), medium (10 million), large (123 million) or
+    xl (1.1 billion)."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -104,6 +105,7 @@ class PeerConfig:
     upload: float = 0.0
     """Mbit/s that shares, results and states may take of the link, as its device counts them; 0 for no limit."""
     download: float = 0.0
+    """Mbit/s that shares, results and states may bring over the link; 0 for no limit."""
     keep: int = 2
     """Checkpoints that stay on disk, the newest; at least one."""
     keep_every: int = 0
@@ -174,7 +176,7 @@ def mbit(least: float) -> Allowed:
 
 RUN_LIMITS: Mapping[str, Allowed] = {
     "name": Allowed("1 to 64 printable characters", _is_name),
-    "model.preset": one_of("toy", "small", "medium", "large"),
+    "model.preset": one_of("toy", "small", "medium", "large", "xl"),
     "model.seed": SEED,
     "data.source": one_of("stdlib", "files"),
     "data.validation_fraction": number("above 0 and below 0.5", lambda value: 0 < value < 0.5),

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from peers.errors import ProtocolViolation
 from runtime.errors import ConfigError
+from runtime.invite import Invite, format_invite, parse_invite
 from runtime.manifest import Manifest, open_manifest
 
 MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
 PORT_FILE = "port"
+INVITE_FILE = "invite"
 # Of the addresses in the folder, those that were heard last, this many open the DHT.
 MOST_BOOTSTRAP = 16
 
@@ -44,6 +46,26 @@ class Folder:
     def keep_port(self, port: int) -> None:
         with suppress(OSError):
             (self.path / PORT_FILE).write_text(str(port), encoding="ascii")
+
+    @property
+    def invite(self) -> Invite | None:
+        """The invite that this peer printed when it was started last; None if there is none that can be used."""
+        with suppress(OSError, ValueError, ConfigError):
+            return parse_invite((self.path / INVITE_FILE).read_text(encoding="ascii"))
+        return None
+
+    def keep_invite(self, invite: Invite) -> None:
+        with suppress(OSError):
+            (self.path / INVITE_FILE).write_text(f"{format_invite(invite)}\n", encoding="ascii")
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a peer runs in it now."""
+        try:
+            lock(self.path)()
+        except ConfigError:
+            return True
+        return False
 
     def manifest(self) -> Manifest | None:
         """The manifest of the run that the folder belongs to, None if it is new.

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.config import shown
@@ -11,6 +12,8 @@ EXAMPLE = "atoll:0123456789abcdef0123456789abcdef01234567@/ip4/203.0.113.7/tcp/3
 # Far above any real invite (some 120 characters an address); a pasted file is refused before it is taken apart.
 MAX_CHARACTERS = 16_384
 MAX_ADDRESSES = 64
+# Of one that is printed, some 120 characters each: an invite is to be pasted.
+MOST_INVITING = 8
 
 HOST_PROTOCOLS = ("ip4", "ip6", "dns4", "dns6", "dns")
 # The identity multihash of an Ed25519 public key (38 bytes) is always 52 characters and always begins like this.
@@ -58,6 +61,20 @@ def parse_invite(text: str) -> Invite:
         if problem := address_problem(address):
             raise _malformed(f"address {shown(address)} {problem}")
     return Invite(run_id, addresses, _parse_token(query) if question else None)
+
+
+def nearest_last(addresses: Sequence[str]) -> list[str]:
+    """First those that strangers can dial, then those of a private network, then of this machine alone."""
+    return sorted(addresses, key=_nearness)
+
+
+def _nearness(address: str) -> int:
+    """0 for the open internet and for names, of which nothing is known, 1 for a private network, 2 for loopback."""
+    protocol, host = address.split("/")[1:3]
+    if not protocol.startswith("ip"):
+        return 0
+    ip = ipaddress.ip_address(host)
+    return 2 if ip.is_loopback else 0 if ip.is_global else 1
 
 
 def _parse_token(query: str) -> str:

@@ -24,7 +24,7 @@ from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
 from runtime.config import PeerConfig
 from runtime.errors import ConfigError
 from runtime.folder import Folder, lock, unwritable
-from runtime.invite import Invite, format_invite
+from runtime.invite import MOST_INVITING, Invite, format_invite
 from runtime.log import SCHEMA, Event, EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
 from runtime.metrics import Metrics, serve
@@ -38,8 +38,6 @@ MANIFEST_PROTOCOL = "atoll-manifest-1"
 BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
-# Some 120 characters each: an invite is to be pasted.
-MOST_INVITING = 8
 EXIT_INTERRUPTED = 130
 
 
@@ -208,7 +206,9 @@ class Peer:
     async def print_invite(self, others: Sequence[str] = ()) -> None:
         """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
         addresses = dict.fromkeys((*await self._p2pd.addresses(), *others))
-        print(f"invite: {format_invite(Invite(self.run_id, tuple(addresses)[:MOST_INVITING]))}", flush=True)
+        invite = Invite(self.run_id, tuple(addresses)[:MOST_INVITING])
+        self.folder.keep_invite(invite)
+        print(f"invite: {format_invite(invite)}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
         """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.

@@ -98,16 +98,19 @@ def _known_names(section: type[Any], prefix: str = "") -> Iterable[str]:
             yield from _known_names(kind, f"{prefix}{name}.")
 
 
-def render_run_file(config: RunConfig) -> str:
-    """TOML with every key of ``config``, each under its documentation; ``load_run_file`` reads it back equal."""
+def render_run_file(config: RunConfig, reasons: Mapping[str, str] | None = None) -> str:
+    """TOML with every key of ``config``, each under its documentation; ``load_run_file`` reads it back equal.
+
+    Args: reasons say by key, "inner.steps", why it has the value that it has.
+    """
     head = [
         "# An Atoll run file: everything that must be equal on every peer.",
         "# Open the run with `atoll start`; others join with the invite that it prints.",
     ]
-    return "\n".join([*head, *_render_section(config, "")]) + "\n"
+    return "\n".join([*head, *_render_section(config, "", reasons or {})]) + "\n"
 
 
-def _render_section(section: Any, title: str) -> Iterable[str]:
+def _render_section(section: Any, title: str, reasons: Mapping[str, str]) -> Iterable[str]:
     docs = field_docs(type(section))
     if title:
         yield from ("", f"[{title}]")
@@ -117,10 +120,12 @@ def _render_section(section: Any, title: str) -> Iterable[str]:
             if not title:
                 yield ""
             yield from (f"# {line}" for line in _wrapped(docs[name]))
+            if why := reasons.get(f"{title}.{name}" if title else name):
+                yield from (f"# {line}" for line in _wrapped(f"Here: {why}"))
             yield f"{name} = {_toml_value(value)}"
     for name, value in own:
         if is_dataclass(value):
-            yield from _render_section(value, f"{title}.{name}" if title else name)
+            yield from _render_section(value, f"{title}.{name}" if title else name, reasons)
 
 
 def _wrapped(text: str) -> list[str]:

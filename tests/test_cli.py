@@ -74,6 +74,22 @@ def prepare(folder: Path) -> None:
         ("keygen missing/new.key", "missing/new.key cannot be created"),
         ("init good.toml", "good.toml exists already and is never overwritten"),
         ("init missing/atoll.toml", "missing/atoll.toml cannot be written"),
+        ("init new.toml --preset huge", "preset is 'huge', but must be toy, cpu-small, gpu-100m or gpu-1b"),
+        ("init new.toml --quorum 0", "command line: averaging.quorum is 0, but must be a whole number from 1 to 4096"),
+        ("init new.toml --outer-steps -3", "command line: outer.steps is -3"),
+        ("init new.toml --data web", "command line: data.source is 'web', but must be stdlib or files"),
+        ("init new.toml --ask", "--ask needs a terminal"),
+        ("init good.toml --ask", "--ask needs a terminal"),
+        ("plan missing.toml", "missing.toml: no such file"),
+        ("plan good.toml --peers 0", "--peers is 0, but must be from 1 to 256"),
+        ("plan good.toml --up fast", "--up is 'fast', but must be Mbit/s from 0.1 to 100000"),
+        ("plan good.toml --up 0", "--up is '0', but must be Mbit/s"),
+        ("plan good.toml --up nan", "--up is 'nan', but must be Mbit/s"),
+        ("plan good.toml --down 5,5", "--down has 2 links for 4 peers: give one for all, or one for each"),
+        ("plan good.toml --step-s 0", "--step-s is 0, but must be above 0"),
+        ("plan good.toml --step-s inf", "--step-s is inf, but must be above 0"),
+        ("invite", "there is no run on this disk"),
+        ("invite tides", "There is no run 'tides' on this disk"),
         ("demo --peers 1", "say --no-kill"),
         ("demo --storm 0", "--storm is 0, but must be above 0 and at most 3600"),
         ("demo --storm nan", "--storm is nan, but must be above 0"),
@@ -121,16 +137,16 @@ def test_help_takes_less_than_half_a_second_of_cpu_and_loads_nothing_heavy(tmp_p
         done = atoll("--help", cwd=tmp_path)
         shortest_s = min(shortest_s, time.perf_counter() - began)
         assert done.returncode == 0
-    for command in ("keygen", "init", "start", "join", "demo"):
+    for command in ("keygen", "init", "plan", "start", "invite", "join", "demo"):
         assert command in done.stdout
-    heavy = "import sys, runtime.cli; print({'torch', 'hivemind', 'uvloop', 'numpy'} & set(sys.modules))"
+    heavy = "import sys, runtime.cli; print({'torch', 'hivemind', 'uvloop', 'numpy', 'segno'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
     # Three times the goal: what is measured here shares its cores with the other tests.
     assert shortest_s < 1.5
 
 
-@pytest.mark.parametrize("command", ["keygen", "init", "start", "join", "demo", "replay", "report"])
+@pytest.mark.parametrize("command", ["keygen", "init", "plan", "start", "invite", "join", "demo", "replay", "report"])
 def test_the_help_of_a_command_fits_one_screen_and_names_the_defaults(command: str) -> None:
     done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     assert done.exit_code == 0

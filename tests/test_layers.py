@@ -17,7 +17,10 @@ PURE = {
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),
     *(f"runtime/averaging/{name}.py" for name in ("following", "roster", "pace", "plan", "lineage", "rates")),
-    *(f"runtime/{name}.py" for name in ("training/outer", "config", "runfile", "invite", "demo/report", "progress")),
+    *(
+        f"runtime/{name}.py"
+        for name in ("training/outer", "config", "runfile", "invite", "demo/report", "progress", "presets", "planning")
+    ),
 }
 # Third party -> the files that may import it.
 ONLY_IN = {
@@ -26,6 +29,7 @@ ONLY_IN = {
     "trio": {"peers/observer.py", "peers/observer_link.py"},
     "uvloop": {"runtime/commands/peer.py"},
     "prometheus_client": {"runtime/metrics.py"},
+    "segno": {"runtime/qr.py"},
     "msgpack": {
         "peers/wire.py",
         "peers/messages.py",

@@ -67,6 +67,20 @@ def shard_parts(links: Sequence[Link]) -> list[float]:
     return [part / sum(found) for part in found]
 
 
+def least_time(links: Sequence[Link], parts: Sequence[float]) -> float:
+    """When the last member is done if nothing but its link holds it up, in vectors over a rate's unit.
+
+    Args: parts as of ``shard_parts``.
+    """
+    n, n_trainers = len(links), sum(link.trains for link in links)
+    times = [0.0]
+    for link, part in zip(links, parts, strict=True):
+        sent = 1 if link.trains else 0
+        times.append(((1 - part) * sent + part * (n - 1)) / link.up)
+        times.append((part * (n_trainers - sent) + 1 - part) / link.down)
+    return max(times)
+
+
 def shard_bounds(n_elements: int, parts: Sequence[float], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Cut points ``0 = b0 < b1 < ... = n_elements`` in whole blocks, and for each shard the index of its part.
 

@@ -1,4 +1,4 @@
-"""``atoll keygen``, ``init``, ``start`` and ``join``: a key, a run file, and a peer."""
+"""``atoll keygen``, ``start`` and ``join``: a key, and a peer."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from peers.identity import Identity, IdentityError
-from runtime.config import PeerConfig, RunConfig, validate
+from runtime.config import PeerConfig, validate
 from runtime.errors import ConfigError
 from runtime.invite import parse_invite
 from runtime.places import config_home, data_home
-from runtime.runfile import load_run_file, render_run_file
+from runtime.runfile import load_run_file
 
 KEY_DEFAULT = "~/.config/atoll/identity.key"
 
@@ -44,22 +44,6 @@ def keygen(
     chosen = _default_key() if path is None else path
     identity = _create_key(chosen, make_parents=path is None)
     print(identity.peer)
-    return 0
-
-
-def init(
-    file: Annotated[Path, typer.Argument(help="Where to write it.", metavar="FILE")] = Path("atoll.toml"),
-) -> int:
-    """Write a run file with every setting explained. Never overwrites."""
-    text = render_run_file(RunConfig())
-    try:
-        with file.open("x", encoding="utf-8") as opened:
-            opened.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{file} exists already and is never overwritten; name another file") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written ({error.strerror}); name a file in a folder of yours") from None
-    print(f"Wrote {file}. Edit it, then open the run with:\n\n    atoll start {file}")
     return 0
 
 

@@ -27,6 +27,12 @@ class ModelShape:
     context: int
     """Longest sequence, in bytes."""
 
+    @property
+    def n_parameters(self) -> int:
+        """Of all parameters together, without building them: ``GPT`` below, counted by hand."""
+        block = 12 * self.width**2 + 9 * self.width
+        return self.layers * block + 2 * self.width + (2 * VOCABULARY + self.context) * self.width
+
 
 # A vocabulary of 256 bytes makes the embeddings nearly free: at GPT-2 small's 768 x 12 only 86 million parameters
 # are left of its 124 million, so that "large" is wider.
@@ -35,6 +41,7 @@ PRESETS = {
     "small": ModelShape(width=192, layers=4, heads=6, context=256),  # 1.9 million
     "medium": ModelShape(width=320, layers=8, heads=5, context=512),  # 10 million
     "large": ModelShape(width=960, layers=11, heads=15, context=1024),  # 123 million
+    "xl": ModelShape(width=2048, layers=22, heads=32, context=1024),  # 1.11 billion, as deep and wide as TinyLlama
 }
 
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from runtime.averaging.shards import Link, shard_bounds, shard_parts
+from runtime.averaging.shards import Link, least_time, shard_bounds, shard_parts
 
 
 @settings(deadline=None, max_examples=300)
@@ -80,6 +80,7 @@ def test_the_parts_are_those_of_the_linear_program(links: list[Link]) -> None:
         bounds=[(0, None) if link.reduces else (0, 0) for link in links] + [(0, None)],
     )
     assert slowest_s(parts, links) == pytest.approx(least.fun, rel=1e-6)
+    assert least_time(links, parts) == pytest.approx(slowest_s(parts, links))
 
 
 def test_a_member_with_a_slow_link_reduces_nothing_and_equal_ones_share_alike() -> None:

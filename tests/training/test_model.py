@@ -5,11 +5,19 @@ import pytest
 import torch
 
 from runtime.errors import ConfigError
-from runtime.training.model import PRESETS, build_model, digest, flatten, unflatten_into
+from runtime.training.model import GPT, PRESETS, build_model, digest, flatten, unflatten_into
 
 
 def test_toy_has_exactly_136448_parameters() -> None:
     assert flatten(build_model("toy", 0).parameters()).shape == (136_448,)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_are_counted_without_being_built(preset: str) -> None:
+    # On "meta" nothing takes memory, whatever its size.
+    with torch.device("meta"):
+        model = GPT(PRESETS[preset])
+    assert PRESETS[preset].n_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
@@ -24,7 +32,7 @@ def test_building_a_model_leaves_the_global_generator_alone() -> None:
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="toy, small, medium, large"):
+    with pytest.raises(ConfigError, match="toy, small, medium, large, xl"):
         build_model("gigantic", 0)
 
 
