@@ -11,7 +11,7 @@ ARGS ?=
 SEEDS ?= 300
 FIRST ?= 0
 
-.PHONY: help demo test sim monitor lint clean
+.PHONY: help demo test sim monitor docs lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ lint: $(STAMP) ## Check style, formatting and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(STAMP) ## Write docs/configuration.md anew, from runtime/config.py
+	@$(BIN)/python -m runtime.config_reference docs/configuration.md
 
 clean: ## Remove the virtual environment and every cache
 	@rm -rf $(VENV) .venv-monitor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -34,8 +34,8 @@ def invite(
     print(format_invite(found), flush=True)
     if not folder.in_use:
         print(
-            f"atoll: no peer runs in {kept.folder} now; these are the addresses of the last time, and of them one has to"
-            " be there",
+            f"atoll: no peer runs in {kept.folder} now; these are the addresses of the last time, and one of them has"
+            " to be there",
             file=sys.stderr,
         )
     console = Console(markup=False, highlight=False)
