@@ -175,3 +175,12 @@ def test_sizes_have_three_digits_and_a_unit() -> None:
         "1.97 MB",
         "12.3 GB",
     ]
+
+
+def test_the_volunteers_guide_has_the_plans_numbers() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "volunteer.md").read_text("utf-8")
+    keys = ("device_memory_bytes", "host_memory_bytes", "disk_bytes", "round_bytes")
+    for preset in PRESETS:
+        plan = planned(preset)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{preset}` |"))
+        assert row.endswith(f"| {' | '.join(size_words(plan[key]) for key in keys)} |")
