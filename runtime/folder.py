@@ -62,7 +62,9 @@ class Folder:
     def in_use(self) -> bool:
         """Whether a peer runs in it now."""
         try:
-            lock(self.path)()
+            # What may not be opened is nobody's that runs as this user.
+            with suppress(OSError):
+                lock(self.path)()
         except ConfigError:
             return True
         return False

@@ -1,5 +1,6 @@
 """``atoll init``: the run file, from a preset, the command line, and questions on a terminal."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +42,7 @@ def init(
     """Write a run file with every setting explained. Never overwrites."""
     if ask and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("--ask needs a terminal to ask on: say --preset, --name, --outer-steps, --quorum and --data")
-    if file.exists() or file.is_symlink():
+    if os.path.lexists(file):
         raise _exists(file)
     asked = _Asking() if ask else None
     if asked and preset is None:
