@@ -13,7 +13,7 @@ import typer
 
 from peers.errors import NetworkError
 from peers.identity import IdentityError
-from runtime.commands import demo, init, invite, peer, plan, results, watch
+from runtime.commands import dashboard, demo, init, invite, peer, plan, results, watch
 from runtime.errors import ConfigError
 from runtime.version import version
 
@@ -88,6 +88,7 @@ _command("invite", invite.invite)
 _command("join", peer.join)
 _command("demo", demo.demo)
 _command("watch", watch.watch)
+_command("dashboard", dashboard.dashboard)
 _command("replay", watch.replay)
 _command("report", watch.report)
 _command("runs", results.runs)

@@ -1,0 +1,1 @@
+"""The web page that shows a run. What needs NiceGUI and uvicorn is in here and nowhere else; what shows is in static/."""

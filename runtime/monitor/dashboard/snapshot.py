@@ -1,0 +1,210 @@
+"""What the pages show, as plain values that become JSON: text is text, a number is finite or null."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from statistics import median
+
+from runtime.monitor.dashboard.tracks import Tracks
+from runtime.monitor.picture import Mark, MemberPicture, Picture, Round, StepPicture
+from runtime.monitor.source import Watched
+
+Values = dict[str, object]
+
+# What is usual is the median of so many steps.
+RECENT = 32
+# Of the past a page that has just been opened gets every step of the last, and so many of those before.
+MOST_LAST, MOST_BEFORE = 256, 1200
+MOST_SPANS = 16
+# A member says something every second, and a replayed pause has at most five: who is silent for longer is silent.
+STALE_S = 6.0
+
+FAULTS = frozenset(
+    ("strike", "fork_found", "diverged", "behind", "commit_lost", "member_still", "checkpoint_failed", "checkpoint_torn")
+)
+
+
+def head(watched: Watched, tracks: Tracks, ended: bool) -> Values:
+    """All but the past: how the watching goes, the run's figures, its members and its round."""
+    picture = watched.picture
+    return {
+        "run": _run(watched),
+        "watching": {
+            "state": _state(watched, ended),
+            "following": watched.following or picture.told_by,
+            "trouble": watched.trouble,
+            "silent_s": round(watched.silent_s, 1),
+            "live": picture.live,
+            "refused": picture.refused,
+        },
+        "time": picture.time,
+        "figures": figures(picture, tracks),
+        "faults": _faults(picture.marks),
+        "members": [member_row(member) for member in picture.ranked()],
+        "round": round_row(picture),
+    }
+
+
+def _state(watched: Watched, ended: bool) -> str:
+    if not watched.picture.time:
+        return "waiting"
+    if ended:
+        return "ended"
+    return "silent" if watched.silent_s > STALE_S else "live"
+
+
+def _run(watched: Watched) -> Values:
+    manifest = watched.manifest
+    if manifest is None:
+        return {"id": watched.run_id, "name": "", "outer_steps": None}
+    config = manifest.config
+    return {
+        "id": manifest.run_id,
+        "name": config.name,
+        "outer_steps": config.outer.steps,
+        "inner_steps": config.inner.steps,
+        "model": config.model.preset,
+        "codec": config.averaging.codec,
+        "quorum": config.averaging.quorum,
+    }
+
+
+def figures(picture: Picture, tracks: Tracks) -> Values:
+    """The figures of the run as it is now. Rates and what is usual are of the last ``RECENT`` steps."""
+    present = picture.present()
+    recent = [picture.steps[number] for number in sorted(picture.steps)[-RECENT:]]
+    last = recent[-1] if recent else None
+    spans = [after.time - before.time for before, after in pairwise(recent)]
+    whole_s = sum(spans)
+    moved = [tracks.bytes_of(step.outer_step) for step in recent[1:]]
+    validated = max(picture.validations, default=None)
+    return {
+        "outer_step": last.outer_step if last else None,
+        "loss": last.loss if last else None,
+        "validated_at": validated,
+        "validation": None if validated is None else picture.validations[validated],
+        "tokens": last.tokens if last else None,
+        "tokens_per_s": _rate(recent[-1].tokens - recent[0].tokens, whole_s) if recent else None,
+        "members": len(present),
+        "gone": len(picture.members) - len(present),
+        "took_part": last.n_members if last else None,
+        "participation": _mean(step.participation for step in recent),
+        "step_s": _median(spans),
+        "round_s": _median(step.round_s for step in recent),
+        "busy": _mean(step.busy for step in recent),
+        "error": last.error if last else None,
+        "sent_per_s": _rate(sum(pair[0] for pair in moved if pair), whole_s) if any(moved) else None,
+        "received_per_s": _rate(sum(pair[1] for pair in moved if pair), whole_s) if any(moved) else None,
+    }
+
+
+def step_row(step: StepPicture, tracks: Tracks) -> list[float | None]:
+    """An outer step; ``store.js`` names the columns."""
+    sent, received = tracks.bytes_of(step.outer_step) or (None, None)
+    return [
+        step.outer_step,
+        step.time,
+        step.loss,
+        step.tokens,
+        step.n_members,
+        step.live,
+        step.round_s,
+        step.busy,
+        step.error,
+        sent,
+        received,
+    ]
+
+
+def thinned(steps: list[StepPicture]) -> list[StepPicture]:
+    """The last steps, and of those before them as many as a curve can show."""
+    before, last = steps[:-MOST_LAST], steps[-MOST_LAST:]
+    every = -(-len(before) // MOST_BEFORE) or 1
+    return before[::every] + last
+
+
+def mark_row(mark: Mark) -> list[object]:
+    return [mark.time, mark.outer_step, mark.kind, mark.member, mark.words, _weight(mark.kind)]
+
+
+def _weight(kind: str) -> str:
+    """What a mark is on the curve: came, gone, fault, or a note that only the list has."""
+    if kind in ("came", "gone"):
+        return kind
+    return "fault" if kind in FAULTS else "note"
+
+
+def _faults(marks: Iterable[Mark]) -> Values:
+    counted: dict[str, int] = {}
+    for mark in marks:
+        if _weight(mark.kind) == "fault":
+            counted[mark.kind] = counted.get(mark.kind, 0) + 1
+    return dict(sorted(counted.items()))
+
+
+def member_row(member: MemberPicture) -> Values:
+    return {
+        "peer": member.peer,
+        "doing": member.doing or "here",
+        "device": member.device,
+        "outer_step": member.outer_step,
+        "progress": member.progress,
+        "tokens": member.tokens,
+        "n_steps": member.n_steps,
+        "tokens_per_s": member.tokens_per_s,
+        "loss": member.loss,
+        "busy": member.busy,
+        "up": member.up,
+        "down": member.down,
+        "sent": member.sent_bytes,
+        "received": member.received_bytes,
+        "error": member.error,
+        "strikes": member.strikes,
+        "came_at": member.came_at,
+        "gone_at": member.gone_at,
+        "gone_reason": member.gone_reason,
+    }
+
+
+def round_row(picture: Picture) -> Values:
+    """The round under way: when each member began what, in seconds since the step before was committed."""
+    now = picture.round
+    before = picture.steps.get(now.outer_step - 1)
+    starts = [spans[0][0] for spans in now.doing.values() if spans]
+    since = before.time if before else min(starts, default=picture.time)
+    members = [
+        [peer, [[round(at - since, 2), what] for at, what in spans[-MOST_SPANS:]]]
+        for peer, spans in sorted(now.doing.items())
+        if spans
+    ]
+    return {
+        "outer_step": now.outer_step,
+        "attempt": now.attempt,
+        "leader": now.leader,
+        "codec": now.codec,
+        "began_s": None if now.began_at is None else round(max(0.0, now.began_at - since), 2),
+        "now_s": round(max(0.0, picture.time - since), 2),
+        "waited_for": waited_for(now),
+        "members": members,
+    }
+
+
+def waited_for(now: Round) -> list[str]:
+    """Who still trains while others are ready: nobody while all train, or once the round has begun."""
+    doing = {peer: spans[-1][1] for peer, spans in now.doing.items() if spans}
+    if now.began_at is not None or "ready" not in doing.values():
+        return []
+    return sorted(peer for peer, what in doing.items() if what == "training")
+
+
+def _rate(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 and amount >= 0 else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
