@@ -66,5 +66,5 @@ def dashboard(
                 flush=True,
             )
 
-    asyncio.run(serve(watched, feed, listening, ready))
+    asyncio.run(serve(watched, feed, listening, ready, replayed=past is not None))
     return 0

@@ -1,8 +1,7 @@
-"""A dashboard whose run is told by whoever started it: each line of standard input is an event, an empty one ends it."""
+"""A dashboard whose run is told by whoever started it: each line of standard input is an event."""
 
 import asyncio
 import sys
-from collections.abc import Callable
 
 from runtime.log import parse_events
 from runtime.monitor.dashboard.server import address_of, listen, serve
@@ -25,9 +24,8 @@ async def told(watched: Watched) -> None:
 
 def main() -> None:
     listening = listen("127.0.0.1", 0)
-    ready: Callable[[], None] = lambda: print(address_of(listening), flush=True)
     watched = Watched()
-    asyncio.run(serve(watched, told(watched), listening, ready))
+    asyncio.run(serve(watched, told(watched), listening, lambda: print(address_of(listening), flush=True)))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The web page that shows a run. What needs NiceGUI and uvicorn is in here and nowhere else; what shows is in static/."""
+"""The web page that shows a run: what needs NiceGUI and uvicorn is in here alone, and what shows is in static/."""

@@ -11,17 +11,23 @@ from runtime.monitor.picture import Mark
 from runtime.monitor.source import Watched
 
 EVERY_S = 0.5
+# A member says something every second: who is silent for longer than this is silent.
+STALE_S = 6.0
 # Of a peer's page: outer steps in the strip that shows which it took part in, and marks.
 MOST_STRIP, MOST_PEER_MARKS = 128, 64
 MOST_PEER_ID = 64
 
 
 class Board:
-    """The one picture that all pages share. ``ended`` is set when nothing more will come."""
+    """The one picture that all pages share. ``ended`` is set when nothing more will come.
 
-    def __init__(self, watched: Watched) -> None:
+    Args: replayed is whether what is shown is the past, in which silence means nothing.
+    """
+
+    def __init__(self, watched: Watched, replayed: bool = False) -> None:
         self._watched = watched
         self._tracks = Tracks(watched.picture)
+        self._replayed = replayed
         self.ended = False
         self._born = secrets.token_hex(4)
         """A page that knows the past from another process has to hear all of it again."""
@@ -74,8 +80,17 @@ class Board:
         if time.monotonic() - self._made_at < EVERY_S:
             return
         self._tracks.refresh()
-        self._head = _json(head(self._watched, self._tracks, self.ended))
+        self._head = _json(head(self._watched, self._tracks, self._state()))
         self._made_at = time.monotonic()
+
+    def _state(self) -> str:
+        if not self._watched.picture.time:
+            return "waiting"
+        if self.ended:
+            return "ended"
+        if self._replayed:
+            return "replay"
+        return "silent" if self._watched.silent_s > STALE_S else "live"
 
     def _with_head(self, values: Values) -> bytes:
         return b'{"head":' + self._head + b"," + _json(values)[1:]

@@ -13,7 +13,12 @@ STATIC = Path(__file__).parent / "static"
 HEAD = """
 <link rel="stylesheet" href="/assets/style.css">
 <meta name="color-scheme" content="light dark">
-<script>document.documentElement.lang = "en"; try { document.documentElement.dataset.theme = localStorage.getItem("atoll-theme") || "auto" } catch {}</script>
+<script>
+  document.documentElement.lang = "en";
+  try {
+    document.documentElement.dataset.theme = localStorage.getItem("atoll-theme") ?? "auto";
+  } catch {}
+</script>
 """
 
 
@@ -45,10 +50,11 @@ def add_pages(app: FastAPI, board: Board) -> None:
         ui.add_head_html(HEAD)
         PeerPage(peer[:MOST_PEER_ID])
 
-    def run_data(since: str = "") -> Response:
+    # Coroutines, so that they run where the picture is made and not in a thread beside it.
+    async def run_data(since: str = "") -> Response:
         return _json(board.run(since))
 
-    def peer_data(peer: str) -> Response:
+    async def peer_data(peer: str) -> Response:
         return _json(board.peer(peer))
 
     ui.page("/")(run_page)

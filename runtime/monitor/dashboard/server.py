@@ -1,9 +1,9 @@
-"""The web server of the dashboard, on this machine unless told otherwise. It reads; nothing that a page asks changes it."""
+"""The web server of the dashboard, for this machine alone unless told otherwise. What is asked changes nothing."""
 
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,9 +36,8 @@ def listen(host: str, port: int) -> socket.socket:
         opened.listen()
     except OSError as error:
         opened.close()
-        raise ConfigError(
-            f"the dashboard cannot listen on port {port} of {host} ({error.strerror}): name another with --port or --host"
-        ) from None
+        reason = f"port {port} of {host} cannot be listened on ({error.strerror})"
+        raise ConfigError(f"{reason}: name another with --port or --host") from None
     return opened
 
 
@@ -53,13 +52,17 @@ def is_private(listening: socket.socket) -> bool:
 
 
 async def serve(
-    watched: Watched, feed: Coroutine[Any, Any, None], listening: socket.socket, ready: Callable[[], None]
+    watched: Watched,
+    feed: Coroutine[Any, Any, None],
+    listening: socket.socket,
+    ready: Callable[[], None],
+    replayed: bool = False,
 ) -> None:
     """Serve pages of what ``feed`` makes of a run until cancelled; when the feed ends, of what it has become.
 
     Raises: whatever ``feed`` raises.
     """
-    board = Board(watched)
+    board = Board(watched, replayed)
     app = FastAPI(openapi_url=None)
     add_pages(app, board)
     ui.run_with(
@@ -76,17 +79,17 @@ async def serve(
     config = uvicorn.Config(
         app, log_config=None, log_level="critical", access_log=False, server_header=False, timeout_graceful_shutdown=0
     )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    server = _Server(config, ready)
     following = asyncio.create_task(_follow(feed, board))
+    # A feed that cannot even begin says so before there is a page.
+    await asyncio.sleep(0)
+    if following.done():
+        following.result()
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
-        ready()
-        await asyncio.wait((serving, following), return_when=asyncio.FIRST_EXCEPTION)
-        if following.done():
-            following.result()
-        await serving
+        done, _ = await asyncio.wait((serving, following), return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
     finally:
         following.cancel()
         server.should_exit = True
@@ -99,8 +102,16 @@ async def _follow(feed: Coroutine[Any, Any, None], board: Board) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals alone: Ctrl-C cancels ``serve``."""
+    """Leaves signals alone, Ctrl-C cancels ``serve``; and says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._ready()
 
     @contextmanager
-    def capture_signals(self) -> Any:
+    def capture_signals(self) -> Iterator[None]:
         yield

@@ -15,25 +15,34 @@ RECENT = 32
 # Of the past a page that has just been opened gets every step of the last, and so many of those before.
 MOST_LAST, MOST_BEFORE = 256, 1200
 MOST_SPANS = 16
-# A member says something every second, and a replayed pause has at most five: who is silent for longer is silent.
-STALE_S = 6.0
 
 FAULTS = frozenset(
-    ("strike", "fork_found", "diverged", "behind", "commit_lost", "member_still", "checkpoint_failed", "checkpoint_torn")
+    (
+        "strike",
+        "fork_found",
+        "diverged",
+        "behind",
+        "commit_lost",
+        "member_still",
+        "checkpoint_failed",
+        "checkpoint_torn",
+    )
 )
 
 
-def head(watched: Watched, tracks: Tracks, ended: bool) -> Values:
-    """All but the past: how the watching goes, the run's figures, its members and its round."""
+def head(watched: Watched, tracks: Tracks, state: str) -> Values:
+    """All but the past: how the watching goes, the run's figures, its members and its round.
+
+    Args: state is waiting, live, silent, replay or ended.
+    """
     picture = watched.picture
     return {
         "run": _run(watched),
         "watching": {
-            "state": _state(watched, ended),
-            "following": watched.following or picture.told_by,
+            "state": state,
+            "following": watched.following,
             "trouble": watched.trouble,
             "silent_s": round(watched.silent_s, 1),
-            "live": picture.live,
             "refused": picture.refused,
         },
         "time": picture.time,
@@ -42,14 +51,6 @@ def head(watched: Watched, tracks: Tracks, ended: bool) -> Values:
         "members": [member_row(member) for member in picture.ranked()],
         "round": round_row(picture),
     }
-
-
-def _state(watched: Watched, ended: bool) -> str:
-    if not watched.picture.time:
-        return "waiting"
-    if ended:
-        return "ended"
-    return "silent" if watched.silent_s > STALE_S else "live"
 
 
 def _run(watched: Watched) -> Values:
@@ -172,7 +173,7 @@ def round_row(picture: Picture) -> Values:
     starts = [spans[0][0] for spans in now.doing.values() if spans]
     since = before.time if before else min(starts, default=picture.time)
     members = [
-        [peer, [[round(at - since, 2), what] for at, what in spans[-MOST_SPANS:]]]
+        [peer, [[round(at - since, 2), what] for at, what in _averaging(spans, now.began_at)[-MOST_SPANS:]]]
         for peer, spans in sorted(now.doing.items())
         if spans
     ]
@@ -186,6 +187,12 @@ def round_row(picture: Picture) -> Values:
         "waited_for": waited_for(now),
         "members": members,
     }
+
+
+def _averaging(spans: list[tuple[float, str]], began_at: float | None) -> list[tuple[float, str]]:
+    """A log has the round's beginning and not what each member does: who has trained for it averages from then on."""
+    begun = began_at is not None and spans[-1][1] in ("training", "ready") and spans[-1][0] <= began_at
+    return [*spans, (began_at, "averaging")] if begun and began_at is not None else spans
 
 
 def waited_for(now: Round) -> list[str]:

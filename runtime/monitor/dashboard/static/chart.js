@@ -4,10 +4,12 @@ import { clock, markWords, name, short, whole } from "./format.js";
 import { rowAt } from "./store.js";
 
 const BINS = 48;
+// An axis of more than some hundred years would have more ticks than anyone waits for.
+const LAST_S = 4e9;
 const AXES = {
   step: { type: "value", of: (row) => row.step, label: (x) => whole(x), said: (row) => `outer step ${whole(row.step)}` },
   tokens: { type: "value", of: (row) => row.tokens, label: (x) => short(x), said: (row) => `${short(row.tokens)} tokens` },
-  time: { type: "time", of: (row) => 1000 * row.time, label: null, said: (row) => clock(row.time) },
+  time: { type: "time", of: (row) => 1000 * Math.min(LAST_S, Math.max(0, row.time)), label: null, said: (row) => clock(row.time) },
 };
 const GLYPHS = {
   came: { symbol: "triangle", rotate: 0, color: "--came", offset: 13 },

@@ -83,12 +83,13 @@ export const aging = {
       return this.watching.silent_s + (this.now - this.answeredAt) / 1000;
     },
     stale() {
-      return !["waiting", "ended"].includes(this.watching.state) && this.silent_s > STALE_S;
+      return ["live", "silent"].includes(this.watching.state) && this.silent_s > STALE_S;
     },
     status() {
       if (!this.head) return { kind: "waiting", words: "Asking the dashboard" };
       const { state, following } = this.watching;
       if (state === "waiting") return { kind: "waiting", words: "Waiting" };
+      if (state === "replay") return { kind: "live", words: "replay" };
       if (state === "ended") return { kind: "ended", words: "The replay has ended" };
       if (this.stale) return { kind: "silent", words: `no data since ${duration(this.silent_s)}` };
       return { kind: "live", words: following ? `told by ${following.slice(-6)}` : "live" };
