@@ -62,7 +62,7 @@ def serve_made_up(n_members: int, n_past: int) -> None:
         print(time.perf_counter() - began, flush=True)
         return answer
 
-    Board.run = timed  # type: ignore[method-assign]
+    Board.run = timed  # type: ignore[assignment, method-assign]
 
     async def told() -> None:
         run = MadeUpRun(n_members, step_s=1.0, steadily=True)

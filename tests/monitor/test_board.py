@@ -148,7 +148,8 @@ def test_a_silent_run_is_not_live_and_an_ended_replay_is_not_silent(shown: Shown
 
 def test_hostile_figures_are_counted_and_the_answer_stays_json(shown: Shown) -> None:
     shown.watched.see(commit(1))
-    for hostile in (float("nan"), float("inf"), "<b>", [], 1e300):
+    lies: list[object] = [float("nan"), float("inf"), "<b>", [], 1e300]
+    for hostile in lies:
         shown.watched.see(commit(2, loss=hostile))
         shown.watched.see(commit(3, figures=[figures(1) | {"sent_bytes": hostile}, None]))
     shown.watched.see(commit(4, loss=1e18, figures=[figures(4e17), figures(-4e17)]))

@@ -251,7 +251,7 @@ def contrast(page: "Page", selector: str) -> float:
         parts = [part / 255 for part in colour]
         linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         levels.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
-    return (max(levels) + 0.05) / (min(levels) + 0.05)
+    return float((max(levels) + 0.05) / (min(levels) + 0.05))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
