@@ -17,13 +17,15 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_the_wheel_has_the_two_packages_and_nothing_else(names: set[str]) -> None:
-    strange = [name for name in names if not re.match(r"(runtime|peers)/.*\.py$|atoll-[^/]+\.dist-info/", name)]
-    assert not strange
+    page = r"runtime/monitor/dashboard/static/\w+\.(js|css)$"
+    known = rf"(runtime|peers)/.*\.py$|{page}|atoll-[^/]+\.dist-info/"
+    assert not [name for name in names if not re.match(known, name)]
 
 
-def test_the_wheel_has_every_module(names: set[str]) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for top in ("runtime", "peers") for path in (ROOT / top).rglob("*.py")}
-    assert modules <= names
+def test_the_wheel_has_every_module_and_the_page_of_the_dashboard(names: set[str]) -> None:
+    kinds = ("*.py", "*.js", "*.css")
+    files = {path for top in ("runtime", "peers") for kind in kinds for path in (ROOT / top).rglob(kind)}
+    assert {path.relative_to(ROOT).as_posix() for path in files} <= names
 
 
 def test_the_wheel_has_the_licence_and_the_command(names: set[str]) -> None:
