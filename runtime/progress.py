@@ -86,25 +86,34 @@ def lines(progress: Progress, columns: int, download: Sequence[str] = (), ascii_
     Args:
         download: how far the download of a state is, empty if none is going.
     """
-    shown = progress.doing not in ("", "auxiliary") and progress.inner_steps > 0
-    inner = [
-        f"inner step {progress.inner_step} of {progress.inner_steps}",
-        bar(progress.inner_step / progress.inner_steps, ascii_only),
-        f"{amount(progress.tokens_per_s)} tokens/s",
-    ]
-    here = sum(doing != "joining" for doing in progress.others.values()) + bool(progress.doing)
+    doing = list(download) or doing_words(progress)
+    return [fitted(parts, columns) for parts in (step_words(progress, ascii_only), doing, share_words(progress))]
+
+
+def step_words(progress: Progress, ascii_only: bool = False) -> list[str]:
+    """Where in the run and in its own work this peer is."""
+    if not progress.doing:
+        return ["joining the run"]
+    words = [f"outer step {progress.outer_step} of {progress.outer_steps}"]
+    if progress.doing != "auxiliary":
+        words += [
+            f"inner step {progress.inner_step} of {progress.inner_steps}",
+            bar(progress.inner_step / progress.inner_steps, ascii_only),
+            f"{amount(progress.tokens_per_s)} tokens/s",
+        ]
+    return words
+
+
+def share_words(progress: Progress) -> list[str]:
+    """Who is here, and what this peer has given."""
+    here = 1 + sum(doing != "joining" for doing in progress.others.values())
     given = progress.given
     return [
-        fitted([f"outer step {progress.outer_step} of {progress.outer_steps}", *(inner if shown else ())], columns),
-        fitted(list(download) or doing_words(progress), columns),
-        fitted(
-            [
-                f"{counted(here, 'member')} here",
-                f"gave {amount(given.tokens)} tokens in {counted(given.outer_steps, 'outer step')}",
-                f"{span(progress.run_s)} in the run",
-            ],
-            columns,
-        ),
+        # Before it has a state it does not know who else has one.
+        *([f"{counted(here, 'member')} here"] if progress.doing else []),
+        f"gave {amount(given.tokens)} tokens",
+        f"was in {counted(given.outer_steps, 'outer step')}",
+        f"{span(progress.run_s)} in the run",
     ]
 
 
@@ -128,7 +137,7 @@ def doing_words(progress: Progress) -> list[str]:
         case "":
             return ["waiting for a member that has the run's state"]
         case _:
-            return ["training", *([f"{len(ready)} of {len(others)} others are ready"] if ready else [])]
+            return ["training", *([f"others ready: {len(ready)} of {len(others)}"] if ready else [])]
 
 
 def rate_words(rates: tuple[float, float]) -> list[str]:

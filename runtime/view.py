@@ -19,7 +19,7 @@ class View:
     """Writes to standard error, so that standard output keeps to the invite."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._console = console or Console(stderr=True, highlight=False, markup=False)
         self.moves = self._console.is_terminal and not self._console.is_dumb_terminal
         """Whether there is a terminal, on which lines can be written anew."""
         self.given = Given()
@@ -45,7 +45,8 @@ class View:
 
     def say(self, line: str) -> None:
         # Some of it is other peers' words: nothing in them is to move the cursor.
-        self._console.print("".join(sign if sign.isprintable() else "?" for sign in line))
+        printable = "".join(sign if sign.isprintable() else "?" for sign in line)
+        self._console.print(printable, soft_wrap=not self.moves)
 
     def area(self) -> AbstractContextManager[object]:
         """Below all lines, where ``draw`` draws until the block ends; nothing where there is no terminal."""

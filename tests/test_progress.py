@@ -56,7 +56,7 @@ def test_eighty_columns_tell_everything() -> None:
     assert lines(AT_WORK, 80) == [
         "outer step 8 of 20  inner step 13 of 25  ━━━━━━╌╌╌╌╌╌  12.3 k tokens/s",
         "training",
-        "4 members here  gave 1.23 M tokens in 7 outer steps  12 min in the run",
+        "4 members here  gave 1.23 M tokens  was in 7 outer steps  12 min in the run",
     ]
 
 
@@ -64,7 +64,7 @@ def test_forty_columns_tell_what_matters_most() -> None:
     assert lines(AT_WORK, 40) == [
         "outer step 8 of 20  inner step 13 of 25",
         "training",
-        "4 members here  12 min in the run",
+        "4 members here  gave 1.23 M tokens",
     ]
 
 
@@ -83,7 +83,7 @@ def test_no_line_is_ever_wider_than_the_terminal(columns: int, doing: str) -> No
     ("doing", "others", "said"),
     [
         ("training", {A: "training"}, ["training"]),
-        ("training", {A: "ready", B: "training"}, ["training", "1 of 2 others are ready"]),
+        ("training", {A: "ready", B: "training"}, ["training", "others ready: 1 of 2"]),
         ("ready", {A: "ready", B: "training"}, ["waiting for BBBBBB"]),
         ("ready", {A: "training", B: "behind", C: "still"}, ["waiting for AAAAAA, BBBBBB"]),
         ("ready", dict.fromkeys((D, C, B, A), "training"), ["waiting for AAAAAA, BBBBBB, CCCCCC and 1 more"]),
@@ -110,7 +110,21 @@ def test_a_download_takes_the_place_of_the_round() -> None:
 
 def test_who_is_joining_is_no_member_yet() -> None:
     assert lines(replace(AT_WORK, others={A: "joining"}), 80)[2].startswith("1 member here")
-    assert lines(replace(AT_WORK, doing="", others={A: "training"}), 80)[2].startswith("1 member here")
+
+
+def test_before_it_has_a_state_it_does_not_pretend_to_know_where_the_run_is() -> None:
+    assert lines(replace(AT_WORK, doing="", others={}), 80) == [
+        "joining the run",
+        "waiting for a member that has the run's state",
+        "gave 1.23 M tokens  was in 7 outer steps  12 min in the run",
+    ]
+
+
+def test_an_auxiliary_peer_has_no_inner_steps() -> None:
+    assert lines(replace(AT_WORK, doing="auxiliary"), 80)[:2] == [
+        "outer step 8 of 20",
+        "reduces for the others, who train",
+    ]
 
 
 def test_a_part_without_room_is_left_out_and_the_first_is_cut() -> None:
@@ -180,9 +194,7 @@ def test_what_was_given_before_is_in_the_log(tmp_path: Path) -> None:
 
 def a_view(columns: int = 40, terminal: bool = True) -> tuple[View, io.StringIO]:
     written = io.StringIO()
-    console = Console(
-        file=written, force_terminal=terminal, width=columns, height=10, markup=False, highlight=False, soft_wrap=True
-    )
+    console = Console(file=written, force_terminal=terminal, width=columns, height=10, markup=False, highlight=False)
     return View(console), written
 
 
@@ -219,6 +231,17 @@ def test_words_of_others_never_move_the_cursor() -> None:
         screen = rendered(written.getvalue())
     assert screen[0] == "member AAAAAA is gone: left: ?[2J?[10A?gone??2J?[bold]"
     assert screen[1:] == lines(AT_WORK, 80)
+
+
+def test_a_long_line_is_wrapped_at_words_on_a_terminal_and_whole_elsewhere() -> None:
+    long = "the state could not be saved, what was saved before stands: no room"
+    for terminal, wanted in (
+        (True, ["the state could not be saved, what was", "saved before stands: no room"]),
+        (False, [long]),
+    ):
+        view, written = a_view(40, terminal)
+        view.say(long)
+        assert rendered(written.getvalue()) == wanted
 
 
 def test_without_a_terminal_there_is_no_area_and_a_download_is_told_every_tenth() -> None:

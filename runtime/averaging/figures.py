@@ -22,7 +22,8 @@ class OwnFigures:
         self._device, self._transfers, self._caps = device[:16], transfers, caps
         self._begun_at = self._ready_at = self._followed_at = 0.0
         self._waited_s = 0.0
-        self._busy_s = self._blocked_s = self._noted_at = 0.0
+        self._busy_s = self._blocked_s = 0.0
+        self._noted_at: float | None = None
         self._training = False
 
     def begun(self, now: float) -> None:
@@ -42,12 +43,12 @@ class OwnFigures:
 
     def spent_s(self, now: float) -> tuple[float, float]:
         """Seconds in inner phases and seconds between them, since the first began."""
-        if self._begun_at:
+        if self._noted_at is not None:
             self._note(now, self._training)
         return self._busy_s, self._blocked_s
 
     def _note(self, now: float, training: bool) -> None:
-        passed_s = now - self._noted_at if self._noted_at else 0.0
+        passed_s = 0.0 if self._noted_at is None else now - self._noted_at
         if self._training:
             self._busy_s += passed_s
         else:
