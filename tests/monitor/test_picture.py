@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.log import parse_events
@@ -191,7 +191,7 @@ values = st.recursive(
 kinds = ["outer_step_committed", "members", "round_began", "validated", "member_up", "member_down", "run", "strike"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(kinds), st.dictionaries(st.sampled_from([*commit(1), "member", "reason"]), values), st.booleans()
 )
