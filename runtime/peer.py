@@ -107,7 +107,6 @@ class Peer:
         self._history = History(self.folder.path / "history.jsonl")
         self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
         self.log.listener = self._on_event
-        self.log.report("started", schema=SCHEMA, protocol=PROTOCOL_VERSION)
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
         # Dialled by this peer: theirs to it may still be held back after what failed while it was away.
         known = self.folder.addresses
@@ -160,7 +159,8 @@ class Peer:
     async def open_feed(
         self, stack: AsyncExitStack, manifest: Manifest, doing: Callable[[], dict[str, dict[str, object]]]
     ) -> None:
-        """From now on the run can be watched from here."""
+        """From now on this peer takes part, and the run can be watched from here."""
+        self.log.report("started", schema=SCHEMA, protocol=PROTOCOL_VERSION)
         self._feed = Feed(self.identity.peer, self.run_id, manifest.sealed, self._history, doing)
         await self.transport.serve(WATCH_PROTOCOL, self._feed.serve)
         stack.push_async_callback(end, asyncio.create_task(self._feed.keep_telling()))

@@ -143,7 +143,10 @@ def test_ctrl_c_ends_it_and_the_terminal_is_as_it_was(tmp_path: Path, number: in
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "runtime.cli", "replay", str(tmp_path / "demo"), "--speed", "0.001"]
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    # Whoever runs the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     shown = b""
     try:
