@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from cpu import cpu_s
+
 PEER = Path(__file__).with_name("collective_peer.py")
 
 
@@ -101,13 +103,13 @@ class Group:
         """
         self.until_ready()
         self._ready = False
-        before = self._cpu_s()
+        before = cpu_s(peer.pid for peer in self._peers)
         for index in range(len(self._peers)):
             self._tell(index, str(work_s))
         heard = [self._hear(index) for index in range(len(self._peers))]
         if len({one.get("norm") for one in heard}) != 1:
             raise RuntimeError(f"{self.system}: the means differ: {heard}")
-        return Round(max(float(str(one["seconds"])) for one in heard), self._cpu_s() - before)
+        return Round(max(float(str(one["seconds"])) for one in heard), cpu_s(peer.pid for peer in self._peers) - before)
 
     def _tell(self, index: int, line: str) -> None:
         stdin = self._peers[index].stdin
@@ -123,19 +125,3 @@ class Group:
                 heard: dict[str, object] = json.loads(line)
                 return heard
         raise RuntimeError(f"{self.system}: peer {index} ended (VERBOSE=1 shows why)")
-
-    def _cpu_s(self) -> float:
-        """Of the peers and all that descends from them and lives."""
-        parents, ticks = {}, {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                except OSError:
-                    continue
-                parents[int(entry.name)] = int(fields[1])
-                ticks[int(entry.name)] = sum(map(int, fields[11:13]))
-        family = {peer.pid for peer in self._peers}
-        while grown := {child for child, parent in parents.items() if parent in family} - family:
-            family |= grown
-        return sum(ticks.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
