@@ -10,6 +10,9 @@ from runtime.averaging.codecs.base import BLOCK
 from runtime.averaging.messages import MAX_MEMBERS, Descriptor, MemberEntry, Ready
 from runtime.averaging.shards import FAST_BYTES_PER_S, Link, shard_bounds, shard_parts
 
+# 50 Mbit/s: what a link is taken for while most are not known.
+USUAL_BYTES_PER_S = 6.25e6
+
 
 def fresh_descriptor(
     run_id: str,
@@ -66,7 +69,7 @@ def _links(readies: Sequence[Ready]) -> list[Link]:
     """
     rates = [(ready.up or ready.down, ready.down or ready.up) for ready in readies]
     known = [min(rate) for rate in rates if rate[0]]
-    usual = float(median_low(known)) if 2 * len(known) >= len(readies) else FAST_BYTES_PER_S
+    usual = float(median_low(known)) if 2 * len(known) >= len(readies) else USUAL_BYTES_PER_S
     return [
         Link(min(up or usual, FAST_BYTES_PER_S), min(down or usual, FAST_BYTES_PER_S), ready.trains, ready.dialable)
         for (up, down), ready in zip(rates, readies, strict=True)
