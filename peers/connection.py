@@ -30,7 +30,7 @@ class Connection(asyncio.BufferedProtocol):
     Args: freed is called each time that a stream is over at both ends; lost when the connection is.
     """
 
-    def __init__(self, freed: Callable[[], None] = lambda: None, lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, freed: Callable[[], object] = lambda: None, lost: Callable[[], object] = lambda: None) -> None:
         self.peer = ""
         self.freed, self.lost = freed, lost
         self.ended: str | None = None

@@ -7,6 +7,7 @@ peer cannot be dialled, and for what is not bulk, streams go over p2pd.
 
 import asyncio
 import datetime
+import functools
 import os
 import socket
 import ssl
@@ -138,8 +139,12 @@ class DirectTransport:
 
         On a connection whose link was down nothing moves for seconds more: TCP doubles its wait at each try.
         """
-        for connection in list(self._open.get(peer, ())):
+        for _, connection in self._idle.pop(peer, []):
             connection.abort("the peer was lost")
+        loop = asyncio.get_running_loop()
+        for connection in self._open.get(peer, ()):
+            # Its stream ends by itself. Not at once then: this is called while TLS still reads.
+            connection.freed = functools.partial(loop.call_soon, connection.abort, "the peer was lost")
         self._not_before.pop(peer, None)
 
     async def close(self) -> None:

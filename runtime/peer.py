@@ -137,7 +137,7 @@ class Peer:
             self._feed.tell(event)
         if kind == "joined" and self._history.outer_step < event["outer_step"]:
             self._learning = asyncio.create_task(self._learn_past())
-        if kind == "member_down":
+        if kind == "member_down" and not event["reason"].startswith("left"):
             self._direct.drop(event["member"])
         if kind in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
             # What finds the DHT again; a direct address changes with every start.

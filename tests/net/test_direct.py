@@ -109,8 +109,10 @@ def test_a_peer_that_was_lost_is_dialled_anew(run: Any) -> None:
         idle.close()
         await until(lambda: len(both.client._idle.get(both.server.peer, ())) == 1)
         both.client.drop(both.server.peer)
-        with pytest.raises(StreamClosed):
-            await busy.receive(1)
+        await until(lambda: both.connections == 1)
+        await busy.send(b"to its end")
+        assert await busy.receive(20) == b"to its end"
+        busy.close()
         await until(lambda: both.connections == 0)
         stream = await both.open()
         await stream.send(b"back")
