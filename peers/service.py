@@ -184,8 +184,6 @@ class Mesh:
         goodbye = _OWN + CONTROL.encode(Goodbye(reason[:200]))
         for peer in self._machine.members():
             self._enqueue(peer, goodbye)
-        # Those who have heard it end their streams, and are not to be dialled for that.
-        self._over = True
         with suppress(TimeoutError):
             async with asyncio.timeout(1.5):
                 await self._announce(left=True)

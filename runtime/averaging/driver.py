@@ -121,6 +121,7 @@ class Averager:
         )
         self._post = Post(identity, mesh, self._own.claims, self._results)
         self._background: dict[asyncio.Task[None], str] = {}
+        self._over = False
         self._phases = InnerPhases(trainer, self._on_work)
         self._figures = OwnFigures(trainer.device, self._transfers, caps)
 
@@ -190,6 +191,7 @@ class Averager:
                 while (loop.time() < until or self._gives()) and self._others_behind():
                     await self._next_event(max(until, loop.time() + 1.0))
             finally:
+                self._over = True
                 for task in (*always, *self._background):
                     task.cancel()
 
@@ -199,6 +201,10 @@ class Averager:
 
     def _spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
         """Run ``work`` beside the rounds until it ends, this peer does, or ``peer`` is lost."""
+        if self._over:
+            # Others may send a moment longer.
+            work.close()
+            return
         task = self._tasks.create_task(work)
         self._background[task] = peer
         task.add_done_callback(self._background.pop)
