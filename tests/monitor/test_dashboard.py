@@ -127,6 +127,10 @@ def shows(page: "Page", text: str | re.Pattern[str], within: str = "body") -> No
     page.locator(within).get_by_text(text).first.wait_for(state="visible")
 
 
+def reaches(page: "Page", outer_step: int) -> None:
+    page.get_by_role("img", name=re.compile(rf"^Training loss: .* at outer step {outer_step}\.")).wait_for()
+
+
 def painted(page: "Page", chart: str) -> str:
     """What a chart has on its canvas."""
     canvas = page.get_by_role("img", name=chart).locator("canvas").first
@@ -195,7 +199,7 @@ def test_hostile_figures_make_an_error_line_and_nothing_else(told: Told, look: O
     markup = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
     told.tell(*map(commit, range(1, 6)))
     page = look()
-    page.get_by_role("img", name=re.compile("at outer step 5")).wait_for()
+    reaches(page, 5)
     told.tell(
         commit(6, members=[markup, BOB], weights=[1, 1]),
         commit(7, loss=1e300),
@@ -210,7 +214,7 @@ def test_hostile_figures_make_an_error_line_and_nothing_else(told: Told, look: O
         {"event": "refused", "time": time.time(), "peer": ANN, "reason": markup},
         commit(10),
     )
-    page.get_by_role("img", name=re.compile("at outer step 10")).wait_for()
+    reaches(page, 10)
     shows(page, re.compile("5.events were not what events are, and left out"), ".alert")
     # It is there, as text.
     shows(page, re.compile("strike: <img src=x"), ".news")
