@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -94,6 +94,7 @@ def browser() -> Iterator["Browser"]:
         opened.close()
 
 
+Scheme = Literal["light", "dark"]
 Open = Callable[..., "Page"]
 
 
@@ -104,9 +105,9 @@ def look(browser: "Browser", told: Told) -> Iterator[Open]:
     hosts: set[str] = set()
     contexts = []
 
-    def opened(path: str = "/", size: tuple[int, int] = DESKTOP, scheme: str = "light", **more: Any) -> "Page":
-        viewport = {"width": size[0], "height": size[1]}
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, **more)
+    def opened(path: str = "/", size: tuple[int, int] = DESKTOP, scheme: "Scheme" = "light", **more: Any) -> "Page":
+        width, height = size
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT_MS)
@@ -250,7 +251,7 @@ def contrast(page: "Page", selector: str) -> float:
     """Of a text against the page, as WCAG has it."""
     script = """element => [getComputedStyle(element).color, getComputedStyle(document.body).backgroundColor]
         .map(colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number))"""
-    levels = []
+    levels: list[float] = []
     for colour in page.locator(selector).first.evaluate(script):
         parts = [part / 255 for part in colour]
         linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
@@ -259,7 +260,7 @@ def contrast(page: "Page", selector: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_both_colour_schemes_can_be_read_and_a_choice_is_kept(told: Told, look: Open, scheme: str) -> None:
+def test_both_colour_schemes_can_be_read_and_a_choice_is_kept(told: Told, look: Open, scheme: "Scheme") -> None:
     told.tell(*map(commit, range(1, 6)), {"event": "strike", "time": time.time(), "peer": ANN, "member": BOB})
     page = look(scheme=scheme)
     page.locator(".figures").wait_for()

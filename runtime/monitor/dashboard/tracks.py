@@ -66,9 +66,8 @@ class Tracks:
         if len(self._rows) > len(steps):
             self._rows = {number: row for number, row in self._rows.items() if number in steps}
             self._bytes = {number: moved for number, moved in self._bytes.items() if number in steps}
-        for table in (self._tracks, self._told):
-            for peer in [peer for peer in table if peer not in self._picture.members]:
-                del table[peer]  # type: ignore[attr-defined]
+        for peer in [peer for peer in self._told if peer not in self._picture.members]:
+            del self._told[peer], self._tracks[peer]
         last = self._marks[-1][1] if self._marks else None
         new: list[Mark] = []
         for mark in reversed(self._picture.marks):
