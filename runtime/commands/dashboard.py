@@ -34,11 +34,12 @@ def dashboard(
         raise ConfigError(f"--speed is {speed:g}, but must be above 0 and at most 1000000")
     import asyncio
 
-    from runtime.monitor.source import Watched, follow_run, logged, replay
+    from runtime.monitor.source import Watched, follow_run, logged, manifest_below, replay
 
     watched = Watched()
     if past is not None:
         feed = replay(logged(past), watched, speed)
+        watched.manifest = manifest_below(past)
     else:
         assert invite is not None
         parsed = parse_invite(invite)

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from peers.identity import Identity
+from runtime.config import OuterSection, RunConfig
+from runtime.manifest import sign_manifest
 from runtime.monitor.dashboard.board import Board
-from runtime.monitor.dashboard.snapshot import MOST_BEFORE, MOST_LAST, thinned, waited_for
+from runtime.monitor.dashboard.snapshot import MOST_BEFORE, MOST_LAST, thinned
 from runtime.monitor.dashboard.tracks import MOST_TRACK, Tracks
-from runtime.monitor.picture import MOST_MEMBERS, MOST_STEPS, Picture, Round, StepPicture
+from runtime.monitor.picture import MOST_MEMBERS, MOST_STEPS, Picture, StepPicture
 from runtime.monitor.source import Watched
 
 ANN, BOB = "12D3KooWann", "12D3KooWbob"
@@ -107,16 +110,20 @@ def test_rates_are_of_the_last_steps_and_nothing_is_said_of_what_nobody_knows(sh
     assert said["busy"] == pytest.approx(0.9)
 
 
-def test_who_is_waited_for_is_who_trains_while_others_are_ready() -> None:
-    doing = {"ann": [(1.0, "training")], "bob": [(1.0, "training"), (2.0, "ready")], "eve": [(1.0, "auxiliary")]}
-    assert waited_for(Round(2, doing=doing)) == ["ann"]
-    assert waited_for(Round(2, doing={"ann": [(1.0, "training")]})) == []
-    assert waited_for(Round(2, doing=doing, began_at=3.0)) == []
+def test_who_is_waited_for_is_who_trains_while_others_are_ready(shown: Shown) -> None:
+    shown.watched.see(commit(1))
+    doing = {
+        peer: {"doing": what, "outer_step": 1, "progress": 9} for peer, what in ((ANN, "training"), (BOB, "ready"))
+    }
+    shown.watched.see({"event": "members", "time": 112.0, "peer": ANN, "members": doing})
+    said = shown.ask()["head"]["round"]
+    assert said["waited_for"] == [ANN]
+    assert said["members"] == [[ANN, [[0.0, "training"]]], [BOB, [[0.0, "training"], [2.0, "ready"]]]]
 
 
 def test_in_a_log_who_has_trained_averages_from_when_the_round_begins(shown: Shown) -> None:
     shown.watched.see(commit(1))
-    began = {"event": "round_began", "time": 118.0, "peer": ANN, "outer_step": 2, "attempt": 0}
+    began = {"event": "round_began", "time": 118.0, "peer": ANN, "outer_step": 2, "attempt": 0, "members": [ANN, BOB]}
     shown.watched.see({**began, "leader": BOB, "codec": "int8"})
     now = shown.ask()["head"]["round"]
     assert (now["began_s"], now["now_s"], now["leader"]) == (8.0, 8.0, BOB)
@@ -142,6 +149,12 @@ def test_a_silent_run_is_not_live_and_an_ended_replay_is_not_silent(shown: Shown
     watching = shown.ask()["head"]["watching"]
     assert (watching["state"], round(watching["silent_s"])) == ("silent", 12)
     assert json.loads(Board(shown.watched, replayed=True).run(""))["head"]["watching"]["state"] == "replay"
+    config = RunConfig(outer=OuterSection(steps=1))
+    manifest = sign_manifest(Identity.from_seed(bytes(32)), config, bytes(32), "")
+    shown.watched.trouble = "no member answers"
+    shown.watched.manifest = manifest
+    over = shown.ask()["head"]
+    assert (over["watching"]["state"], over["watching"]["trouble"], over["run"]["outer_steps"]) == ("over", "", 1)
     shown.board.ended = True
     assert shown.ask()["head"]["watching"]["state"] == "ended"
 

@@ -90,6 +90,9 @@ class Board:
             return "ended"
         if self._replayed:
             return "replay"
+        manifest, last = self._watched.manifest, self._watched.picture.last
+        if manifest and last and last.outer_step >= manifest.config.outer.steps:
+            return "over"
         return "silent" if self._watched.silent_s > STALE_S else "live"
 
     def _with_head(self, values: Values) -> bytes:

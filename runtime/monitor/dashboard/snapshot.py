@@ -1,39 +1,27 @@
 """What the pages show, as plain values that become JSON: text is text, a number is finite or null."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 from statistics import median
 
 from runtime.monitor.dashboard.tracks import Tracks
-from runtime.monitor.picture import Mark, MemberPicture, Picture, Round, StepPicture
+from runtime.monitor.picture import FAULTS as PICTURE_FAULTS
+from runtime.monitor.picture import Mark, MemberPicture, Picture, StepPicture
 from runtime.monitor.source import Watched
+from runtime.monitor.words import LATELY, usual_step_s, waited_for
 
 Values = dict[str, object]
 
-# What is usual is the median of so many steps.
-RECENT = 32
 # Of the past a page that has just been opened gets every step of the last, and so many of those before.
 MOST_LAST, MOST_BEFORE = 256, 1200
 MOST_SPANS = 16
 
-FAULTS = frozenset(
-    (
-        "strike",
-        "fork_found",
-        "diverged",
-        "behind",
-        "commit_lost",
-        "member_still",
-        "checkpoint_failed",
-        "checkpoint_torn",
-    )
-)
+FAULTS = PICTURE_FAULTS | {"checkpoint_failed", "checkpoint_torn"}
 
 
 def head(watched: Watched, tracks: Tracks, state: str) -> Values:
     """All but the past: how the watching goes, the run's figures, its members and its round.
 
-    Args: state is waiting, live, silent, replay or ended.
+    Args: state is waiting, live, silent, replay, ended or over.
     """
     picture = watched.picture
     return {
@@ -41,7 +29,8 @@ def head(watched: Watched, tracks: Tracks, state: str) -> Values:
         "watching": {
             "state": state,
             "following": watched.following,
-            "trouble": watched.trouble,
+            # Of a run that has taken its last step nobody is left to ask.
+            "trouble": "" if state == "over" else watched.trouble,
             "silent_s": round(watched.silent_s, 1),
             "refused": picture.refused,
         },
@@ -70,12 +59,11 @@ def _run(watched: Watched) -> Values:
 
 
 def figures(picture: Picture, tracks: Tracks) -> Values:
-    """The figures of the run as it is now. Rates and what is usual are of the last ``RECENT`` steps."""
+    """The figures of the run as it is now. Rates and what is usual are of the last ``LATELY`` steps."""
     present = picture.present()
-    recent = [picture.steps[number] for number in sorted(picture.steps)[-RECENT:]]
+    recent = [picture.steps[number] for number in sorted(picture.steps)[-LATELY:]]
     last = recent[-1] if recent else None
-    spans = [after.time - before.time for before, after in pairwise(recent)]
-    whole_s = sum(spans)
+    whole_s = recent[-1].time - recent[0].time if recent else 0.0
     moved = [tracks.bytes_of(step.outer_step) for step in recent[1:]]
     validated = max(picture.validations, default=None)
     return {
@@ -89,7 +77,7 @@ def figures(picture: Picture, tracks: Tracks) -> Values:
         "gone": len(picture.members) - len(present),
         "took_part": last.n_members if last else None,
         "participation": _mean(step.participation for step in recent),
-        "step_s": _median(spans),
+        "step_s": usual_step_s(picture),
         "round_s": _median(step.round_s for step in recent),
         "busy": _mean(step.busy for step in recent),
         "error": last.error if last else None,
@@ -173,7 +161,7 @@ def round_row(picture: Picture) -> Values:
     starts = [spans[0][0] for spans in now.doing.values() if spans]
     since = before.time if before else min(starts, default=picture.time)
     members = [
-        [peer, [[round(at - since, 2), what] for at, what in _averaging(spans, now.began_at)[-MOST_SPANS:]]]
+        [peer, [[round(at - since, 2), what] for at, what in spans[-MOST_SPANS:]]]
         for peer, spans in sorted(now.doing.items())
         if spans
     ]
@@ -184,23 +172,9 @@ def round_row(picture: Picture) -> Values:
         "codec": now.codec,
         "began_s": None if now.began_at is None else round(max(0.0, now.began_at - since), 2),
         "now_s": round(max(0.0, picture.time - since), 2),
-        "waited_for": waited_for(now),
+        "waited_for": waited_for(picture),
         "members": members,
     }
-
-
-def _averaging(spans: list[tuple[float, str]], began_at: float | None) -> list[tuple[float, str]]:
-    """A log has the round's beginning and not what each member does: who has trained for it averages from then on."""
-    begun = began_at is not None and spans[-1][1] in ("training", "ready") and spans[-1][0] <= began_at
-    return [*spans, (began_at, "averaging")] if begun and began_at is not None else spans
-
-
-def waited_for(now: Round) -> list[str]:
-    """Who still trains while others are ready: nobody while all train, or once the round has begun."""
-    doing = {peer: spans[-1][1] for peer, spans in now.doing.items() if spans}
-    if now.began_at is not None or "ready" not in doing.values():
-        return []
-    return sorted(peer for peer, what in doing.items() if what == "training")
 
 
 def _rate(amount: float, seconds: float) -> float | None:

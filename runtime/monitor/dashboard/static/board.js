@@ -7,6 +7,7 @@ import Round from "/assets/round.js";
 import { Past, poll } from "/assets/store.js";
 
 const MOST_NEWS = 14;
+const ENDS = { ended: "The log ends here.", over: "The run has taken its last step." };
 const AXIS = { steps: "step", tokens: "tokens", time: "time" };
 
 export default {
@@ -30,7 +31,7 @@ export default {
         </section>
         <section class="panel under-way">
           <div class="top"><h2>Round {{ whole(head.round.outer_step) }}</h2></div>
-          <Round :round="head.round" :usual="head.figures.step_s" :ended="watching.state === 'ended'" :theme="shown"/>
+          <Round :round="head.round" :usual="head.figures.step_s" :end="ENDS[watching.state] ?? ''" :theme="shown"/>
         </section>
         <section v-for="one in charts" :key="one.label" class="panel third">
           <div class="top"><h2>{{ one.label }}</h2><p class="value">{{ one.value }}</p></div>
@@ -49,6 +50,7 @@ export default {
       <footer>Figures are the members’ own word; nothing is decided by them. This page only reads.</footer>
     </div>`,
   setup: () => ({
+    ENDS,
     clock,
     markWords,
     name,

@@ -96,6 +96,7 @@ export function markWords(kind, words) {
 const FAULTS = {
   strike: ["strike", "strikes"],
   fork_found: ["fork found", "forks found"],
+  fork_healed: ["fork healed", "forks healed"],
   diverged: ["diverged", "diverged"],
   behind: ["fell behind", "fell behind"],
   commit_lost: ["commit lost", "commits lost"],

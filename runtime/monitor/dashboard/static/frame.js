@@ -90,6 +90,7 @@ export const aging = {
       const { state, following } = this.watching;
       if (state === "waiting") return { kind: "waiting", words: "Waiting" };
       if (state === "replay") return { kind: "live", words: "replay" };
+      if (state === "over") return { kind: "ended", words: "The run is over" };
       if (state === "ended") return { kind: "ended", words: "The replay has ended" };
       if (this.stale) return { kind: "silent", words: `no data since ${duration(this.silent_s)}` };
       return { kind: "live", words: following ? `told by ${following.slice(-6)}` : "live" };

@@ -11,7 +11,7 @@ const EVEN = 0.001;
 export default {
   props: {
     round: { type: Object, required: true },
-    ended: { type: Boolean, default: false },
+    end: { type: String, default: "" }, // what there is to say of a round that nobody takes any more
     usual: { type: Number, default: null }, // seconds between two commits
     theme: { type: String, default: "" },
   },
@@ -37,8 +37,8 @@ export default {
           <canvas ref="canvas" role="img" :aria-label="'What each of ' + rows.length + ' members did since the last commit, a line each'"></canvas>
         </template>
         <div class="scale" :class="{ single }">
-          <span>0 s</span><span v-if="usual && usual < end * 0.86" class="usual" :style="{ left: (100 * usual) / end + '%' }">usual {{ seconds(usual) }}</span>
-          <span>{{ seconds(end) }}</span>
+          <span>0 s</span><span v-if="usual && usual < whole_s * 0.86" class="usual" :style="{ left: (100 * usual) / whole_s + '%' }">usual {{ seconds(usual) }}</span>
+          <span>{{ seconds(whole_s) }}</span>
         </div>
       </div>
     </div>`,
@@ -50,12 +50,12 @@ export default {
     lane() {
       return Math.min(30, Math.max(17, Math.floor(HEIGHT / this.rows.length)));
     },
-    end() {
+    whole_s() {
       return Math.max(this.round.now_s, this.usual ?? 0, EVEN);
     },
     rows() {
       const { now_s, members } = this.round;
-      const end = this.end;
+      const end = this.whole_s;
       return members.map(([peer, spans]) => [
         peer,
         spans.map(([at, what], index) => {
@@ -80,7 +80,7 @@ export default {
     },
     sentence() {
       const { round } = this;
-      if (this.ended) return "The log ends here.";
+      if (this.end) return this.end;
       if (!round.members.length) return "No member is known to take part yet.";
       const again = round.attempt ? `, attempt ${round.attempt + 1}` : "";
       if (round.began_s !== null) {
