@@ -99,7 +99,12 @@ class MadeUpRun:
             peer = draw.choice([peer for peer in self._present if peer != self._teller])
             del self._present[peer]
             self._waiting.append(peer)
-            yield self._event("member_down", time, member=peer, reason=draw.choice(("left: Ctrl-C", "end of stream")))
+            yield self._event(
+                "member_down",
+                time,
+                member=peer,
+                reason=draw.choice(("left: the user stopped it", "left: its hours are over", "end of stream")),
+            )
         if draw.random() < 0.008:
             peer = draw.choice(list(self._present))
             yield self._event("strike", time, member=peer, reason="sent a share of the wrong length")

@@ -160,6 +160,7 @@ def test_the_curve_grows_and_a_killed_member_is_shown_as_gone(told: Told, look: 
     assert painted(page, "Training loss") != before
     told.tell({"event": "member_down", "time": time.time(), "peer": ANN, "member": BOB, "reason": "end of stream"})
     shows(page, re.compile("is gone: end of stream"), ".news")
+    shows(page, re.compile("1.peer lost"), ".news")
     gone = page.locator("tr.gone")
     assert gone.count() == 1
     assert "BobBob" in gone.inner_text()

@@ -1,21 +1,19 @@
 """What the pages show, as plain values that become JSON: text is text, a number is finite or null."""
 
+from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
 from runtime.monitor.dashboard.tracks import Tracks
-from runtime.monitor.picture import FAULTS as PICTURE_FAULTS
 from runtime.monitor.picture import Mark, MemberPicture, Picture, StepPicture
 from runtime.monitor.source import Watched
-from runtime.monitor.words import LATELY, usual_step_s, waited_for
+from runtime.monitor.words import LATELY, is_fault, usual_step_s, waited_for
 
 Values = dict[str, object]
 
 # Of the past a page that has just been opened gets every step of the last, and so many of those before.
 MOST_LAST, MOST_BEFORE = 256, 1200
 MOST_SPANS = 16
-
-FAULTS = PICTURE_FAULTS | {"checkpoint_failed", "checkpoint_torn"}
 
 
 def head(watched: Watched, tracks: Tracks, state: str) -> Values:
@@ -112,21 +110,18 @@ def thinned(steps: list[StepPicture]) -> list[StepPicture]:
 
 
 def mark_row(mark: Mark) -> list[object]:
-    return [mark.time, mark.outer_step, mark.kind, mark.member, mark.words, _weight(mark.kind)]
+    return [mark.time, mark.outer_step, mark.kind, mark.member, mark.words, _weight(mark)]
 
 
-def _weight(kind: str) -> str:
-    """What a mark is on the curve: came, gone, fault, or a note that only the list has."""
-    if kind in ("came", "gone"):
-        return kind
-    return "fault" if kind in FAULTS else "note"
+def _weight(mark: Mark) -> str:
+    """What a mark is on the curve: came, gone, fault, or a note that only the list has. Who is lost is a fault."""
+    if is_fault(mark) or mark.kind in ("checkpoint_failed", "checkpoint_torn"):
+        return "fault"
+    return mark.kind if mark.kind in ("came", "gone") else "note"
 
 
 def _faults(marks: Iterable[Mark]) -> Values:
-    counted: dict[str, int] = {}
-    for mark in marks:
-        if _weight(mark.kind) == "fault":
-            counted[mark.kind] = counted.get(mark.kind, 0) + 1
+    counted = Counter(mark.kind for mark in marks if _weight(mark) == "fault")
     return dict(sorted(counted.items()))
 
 

@@ -30,7 +30,7 @@ export default {
           <Chart label="Training loss" :rows="rows" :curves="curves.loss" :axis="axis" :format="three" :marks="marks" :validations="validations" :theme="shown"/>
         </section>
         <section class="panel under-way">
-          <div class="top"><h2>Round {{ whole(head.round.outer_step) }}</h2></div>
+          <div class="top"><h2>Round {{ ENDS[watching.state] ? "" : whole(head.round.outer_step) }}</h2></div>
           <Round :round="head.round" :usual="head.figures.step_s" :end="ENDS[watching.state] ?? ''" :theme="shown"/>
         </section>
         <section v-for="one in charts" :key="one.label" class="panel third">
@@ -121,7 +121,7 @@ export default {
     },
     faults() {
       const counted = Object.entries(this.head.faults);
-      return counted.length ? counted.map(([kind, number]) => `${whole(number)} ${faultWords(kind, number)}`).join(" · ") : "No strike and no fork.";
+      return counted.length ? counted.map(([kind, number]) => `${whole(number)} ${faultWords(kind, number)}`).join(" · ") : "No peer lost, no strike and no fork.";
     },
     news() {
       return this.marks.slice(-MOST_NEWS).reverse();

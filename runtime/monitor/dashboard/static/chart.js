@@ -4,6 +4,8 @@ import { clock, markWords, name, short, whole } from "./format.js";
 import { rowAt } from "./store.js";
 
 const BINS = 48;
+// More validation points than this are drawn smaller.
+const FEW = 30;
 // An axis of more than some hundred years would have more ticks than anyone waits for.
 const LAST_S = 4e9;
 const AXES = {
@@ -176,8 +178,9 @@ export default {
       const points = this.validations
         .filter(([step]) => step >= rows[0].step)
         .map(([step, loss]) => [axis.of(rowAt(rows, step)), loss]);
-      const style = { opacity: 1, color: c["--surface"], borderColor: c["--validation"], borderWidth: 2 };
-      return [{ id: "validation", type: "scatter", symbolSize: 8, silent: true, tooltip: { show: false }, z: 4, itemStyle: style, data: points }];
+      const [size, border] = points.length > FEW ? [5, 1.5] : [8, 2];
+      const style = { opacity: 1, color: c["--surface"], borderColor: c["--validation"], borderWidth: border };
+      return [{ id: "validation", type: "scatter", symbolSize: size, silent: true, tooltip: { show: false }, z: 4, itemStyle: style, data: points }];
     },
     /** One glyph for all of a kind that lie as close as glyphs would cover each other. */
     glyphs(axis, c) {

@@ -89,11 +89,13 @@ const WORDS = {
 };
 
 export function markWords(kind, words) {
+  if (kind === "gone" && words.startsWith("left")) return words;
   const said = WORDS[kind] ?? kind.replaceAll("_", " ");
   return words ? `${said}: ${words}` : said;
 }
 
 const FAULTS = {
+  gone: ["peer lost", "peers lost"],
   strike: ["strike", "strikes"],
   fork_found: ["fork found", "forks found"],
   fork_healed: ["fork healed", "forks healed"],

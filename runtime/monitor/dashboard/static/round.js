@@ -88,8 +88,10 @@ export default {
         return `Averages since ${since}, led by ${name(round.leader)}, ${round.codec}${again}.`;
       }
       if (round.waited_for.length) return `Waits for ${plural(round.waited_for.length, "member", "members")}:`;
-      const averaging = this.counts.some(([what, number]) => what === "averaging" && number);
-      return averaging ? `Averages${again}.` : `Everyone trains since ${duration(round.now_s)}.`;
+      const doing = Object.fromEntries(this.counts);
+      if (doing.averaging) return `Averages${again}.`;
+      if (doing.ready) return "Everyone is ready: the round is about to begin.";
+      return doing.training ? `Everyone trains since ${duration(round.now_s)}.` : "Nobody trains.";
     },
   },
   watch: { round: "paint", theme: "paint", single: "paint" },
