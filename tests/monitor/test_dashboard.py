@@ -161,7 +161,7 @@ def test_the_curve_grows_and_a_killed_member_is_shown_as_gone(told: Told, look: 
     told.tell({"event": "member_down", "time": time.time(), "peer": ANN, "member": BOB, "reason": "end of stream"})
     shows(page, re.compile("is gone: end of stream"), ".news")
     shows(page, re.compile("1.peer lost"), ".news")
-    gone = page.locator("tr.gone")
+    gone = page.locator(".row.gone")
     assert gone.count() == 1
     assert "BobBob" in gone.inner_text()
     assert "gone" in gone.inner_text()
@@ -241,7 +241,7 @@ def test_nothing_lies_beside_a_phone(told: Told, look: Open, n_members: int, pat
     page.locator(".figures").wait_for()
     if path == "/" and n_members > 20:
         page.get_by_role("button", name="Show all 200").click()
-        assert page.locator(".members tbody tr").count() == 200
+        assert page.locator(".members .row:not(.head)").count() == 200
         assert page.locator(".lanes canvas").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
     wide = "[...document.querySelectorAll('.page *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)"
@@ -267,7 +267,7 @@ def test_both_colour_schemes_can_be_read_and_a_choice_is_kept(told: Told, look: 
     page.locator(".figures").wait_for()
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 3 * 128) == (scheme == "dark")
-    for selector in (".figures dd", ".figures dt", ".note", ".members thead th", ".legend li", ".struck"):
+    for selector in (".figures dd", ".figures dt", ".note", ".row.head", ".legend li", ".struck"):
         assert contrast(page, selector) >= 4.5, selector
     before = painted(page, "Training loss")
     other = "dark" if scheme == "light" else "light"

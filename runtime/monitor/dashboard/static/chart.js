@@ -1,6 +1,7 @@
 // One chart: a curve or more over outer steps, tokens or time, drawn by the ECharts that NiceGUI brings along.
 import { echarts } from "nicegui-echart";
 import { clock, markWords, name, short, whole } from "./format.js";
+import { palette } from "./palette.js";
 import { rowAt } from "./store.js";
 
 const BINS = 48;
@@ -18,12 +19,6 @@ const GLYPHS = {
   gone: { symbol: "triangle", rotate: 180, color: "--gone", offset: -13 },
   fault: { symbol: "diamond", rotate: 0, color: "--fault", offset: 0 },
 };
-
-/** The colour that a custom property has now, light or dark, as canvas knows it. */
-function colour(probe, property) {
-  probe.style.color = `var(${property})`;
-  return getComputedStyle(probe).color;
-}
 
 /** The y axis: [low, high, interval], round numbers all, whole ones if wanted. A single absurd value cannot pull the ends
  *  away: what is far outside of the rest is not shown. */
@@ -66,7 +61,6 @@ export default {
   template: `
     <div class="chart" :class="{ small }" tabindex="0" role="img" :aria-label="summary"
          @keydown="step" @blur="leave">
-      <span class="probe" ref="probe"></span>
       <div class="canvas" ref="canvas"></div>
     </div>`,
   computed: {
@@ -88,13 +82,21 @@ export default {
     theme: "draw",
   },
   mounted() {
+    this.font = getComputedStyle(this.$el).fontFamily;
     this.chart = echarts.init(this.$refs.canvas, null, { renderer: "canvas" });
     this.observer = new ResizeObserver(() => this.chart.resize());
     this.observer.observe(this.$refs.canvas);
+    this.inSight = false;
+    this.sight = new IntersectionObserver(([entry]) => {
+      this.inSight = entry.isIntersecting;
+      if (this.late) this.draw();
+    });
+    this.sight.observe(this.$el);
     this.draw();
   },
   beforeUnmount() {
     this.observer.disconnect();
+    this.sight.disconnect();
     this.chart.dispose();
   },
   methods: {
@@ -103,19 +105,24 @@ export default {
       this.queued = true;
       this.$nextTick(() => {
         this.queued = false;
-        if (!this.chart.isDisposed()) this.chart.setOption(this.options(), { replaceMerge: ["series"] });
+        if (this.chart.isDisposed()) return;
+        // Out of sight it is drawn when it comes into sight.
+        this.late = !this.inSight;
+        if (this.inSight) this.chart.setOption(this.options());
       });
     },
+    /** All of it where the look has changed, else what has come in since. */
     options() {
+      const look = [this.axis, this.theme, this.rows.length < 3, this.validations.length > FEW].join();
+      const whole = this.look !== look;
+      this.look = look;
       const axis = AXES[this.axis];
-      const c = Object.fromEntries(
-        ["--ink", "--muted", "--line", "--surface", "--came", "--gone", "--fault", "--validation"]
-          .concat(this.curves.map((curve) => curve.color))
-          .map((property) => [property, colour(this.$refs.probe, property)]),
-      );
+      const c = palette(this.theme);
       const values = this.curves.flatMap((curve) => this.rows.map((row) => row[curve.key]));
       const [low, high, interval] = this.top ? [0, this.top, this.top / 2] : range(values, this.zero, this.small ? 3 : 5, this.counts);
-      const font = getComputedStyle(this.$el).fontFamily;
+      const font = this.font;
+      const [yAxis, series] = [{ min: low, max: high, interval }, this.series(axis, c)];
+      if (!whole) return { yAxis, series: series.map(({ id, data }) => ({ id, data })) };
       const text = { color: c["--muted"], fontSize: 11, fontFamily: font };
       return {
         animation: false,
@@ -135,9 +142,7 @@ export default {
         },
         yAxis: {
           type: "value",
-          min: low,
-          max: high,
-          interval,
+          ...yAxis,
           axisLine: { show: false },
           axisTick: { show: false },
           splitLine: { lineStyle: { color: c["--line"], width: 1 } },
@@ -153,8 +158,11 @@ export default {
           extraCssText: "box-shadow: none",
           formatter: (points) => this.tip(points),
         },
-        series: [...this.lines(axis, c), ...this.validationPoints(axis, c), ...this.glyphs(axis, c)],
+        series,
       };
+    },
+    series(axis, c) {
+      return [...this.lines(axis, c), ...(this.small ? [] : [this.validationPoints(axis, c), ...this.glyphs(axis, c)])];
     },
     lines(axis, c) {
       return this.curves.map((curve) => ({
@@ -174,23 +182,21 @@ export default {
     },
     validationPoints(axis, c) {
       const rows = this.rows;
-      if (!rows.length || !this.validations.length) return [];
       const points = this.validations
-        .filter(([step]) => step >= rows[0].step)
+        .filter(([step]) => step >= rows[0]?.step)
         .map(([step, loss]) => [axis.of(rowAt(rows, step)), loss]);
       const [size, border] = points.length > FEW ? [5, 1.5] : [8, 2];
       const style = { opacity: 1, color: c["--surface"], borderColor: c["--validation"], borderWidth: border };
-      return [{ id: "validation", type: "scatter", symbolSize: size, silent: true, tooltip: { show: false }, z: 4, itemStyle: style, data: points }];
+      return { id: "validation", type: "scatter", symbolSize: size, silent: true, tooltip: { show: false }, z: 4, itemStyle: style, data: points };
     },
     /** One glyph for all of a kind that lie as close as glyphs would cover each other. */
     glyphs(axis, c) {
       const rows = this.rows;
-      if (!rows.length) return [];
-      const [from, to] = [axis.of(rows[0]), axis.of(rows.at(-1))];
+      const [from, to] = rows.length ? [axis.of(rows[0]), axis.of(rows.at(-1))] : [0, 0];
       return Object.entries(GLYPHS).map(([weight, glyph]) => {
         const bins = new Map();
         for (const mark of this.marks) {
-          if (mark.weight !== weight || mark.step < rows[0].step - 1) continue;
+          if (mark.weight !== weight || !rows.length || mark.step < rows[0].step - 1) continue;
           const row = rowAt(rows, mark.step);
           const bin = to > from ? Math.round((BINS * (axis.of(row) - from)) / (to - from)) : 0;
           bins.set(bin, [row, (bins.get(bin)?.[1] ?? 0) + 1]);

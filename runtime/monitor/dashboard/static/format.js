@@ -8,7 +8,7 @@ export function fixed(value, digits = 2) {
 }
 
 export function whole(value) {
-  return known(value) ? Math.round(value).toLocaleString("en-US").replaceAll(",", "\u202f") : NONE;
+  return known(value) ? String(Math.round(value)).replace(/\B(?=(\d{3})+$)/g, "\u202f") : NONE;
 }
 
 /** Three significant digits and a prefix: 1.23 k, 45.6 M. */

@@ -1,5 +1,6 @@
 // The round under way: what each member does since the step before was committed, and who is waited for.
 import { duration, name, plural, seconds, whole } from "./format.js";
+import { palette } from "./palette.js";
 
 export const DOING = ["training", "ready", "averaging", "joining", "behind", "still", "auxiliary"];
 // Beyond so many members a row each says less than a picture of all.
@@ -33,7 +34,6 @@ export default {
           </div>
         </template>
         <template v-else>
-          <span class="probe" ref="probe"></span>
           <canvas ref="canvas" role="img" :aria-label="'What each of ' + rows.length + ' members did since the last commit, a line each'"></canvas>
         </template>
         <div class="scale" :class="{ single }">
@@ -96,7 +96,12 @@ export default {
   },
   watch: { round: "paint", theme: "paint", single: "paint" },
   mounted() {
-    this.observer = new ResizeObserver(() => this.paint());
+    this.size = [0, 0];
+    this.observer = new ResizeObserver(() => {
+      const canvas = this.$refs.canvas;
+      if (canvas) this.size = [canvas.clientWidth, canvas.clientHeight];
+      this.paint();
+    });
     this.observer.observe(this.$el);
     this.paint();
   },
@@ -109,15 +114,9 @@ export default {
       const canvas = this.$refs.canvas;
       if (!canvas) return;
       const ratio = window.devicePixelRatio || 1;
-      const width = Math.round(canvas.clientWidth * ratio);
-      const height = Math.round(canvas.clientHeight * ratio);
+      const [width, height] = this.size.map((length) => Math.round(length * ratio));
       if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-      const colours = Object.fromEntries(
-        ["here", ...DOING].map((what) => {
-          this.$refs.probe.style.color = `var(--${what})`;
-          return [what, getComputedStyle(this.$refs.probe).color];
-        }),
-      );
+      const colours = palette(this.theme);
       const context = canvas.getContext("2d");
       context.clearRect(0, 0, width, height);
       const lane = height / this.rows.length;
@@ -125,7 +124,7 @@ export default {
       this.rows.forEach(([, parts], index) => {
         const [top, bottom] = [Math.round(index * lane), Math.round((index + 1) * lane)];
         for (const part of parts) {
-          context.fillStyle = colours[part.what];
+          context.fillStyle = colours[`--${part.what}`];
           context.fillRect((part.left * width) / 100, top, (part.width * width) / 100, Math.max(1, bottom - top - gap));
         }
       });
