@@ -1,6 +1,18 @@
 // The run's page.
 import Chart from "/assets/chart.js";
-import { clock, duration, faultWords, fixed, markWords, name, percent, plural, seconds, short, whole } from "/assets/format.js";
+import {
+  clock,
+  duration,
+  faultWords,
+  fixed,
+  markWords,
+  name,
+  percent,
+  plural,
+  seconds,
+  short,
+  whole,
+} from "/assets/format.js";
 import { aging, Bar, Choice, themed } from "/assets/frame.js";
 import Members from "/assets/members.js";
 import Round from "/assets/round.js";
@@ -21,13 +33,16 @@ export default {
         <section v-if="!started" class="empty"><h2>{{ waits[0] }}</h2><p>{{ waits[1] }}</p></section>
         <template v-else>
         <dl class="figures">
-          <div v-for="one in figures" :key="one.label"><dt>{{ one.label }}</dt><dd>{{ one.value }}</dd><dd class="more">{{ one.more }}</dd></div>
+          <div v-for="one in figures" :key="one.label">
+            <dt>{{ one.label }}</dt><dd>{{ one.value }}</dd><dd class="more">{{ one.more }}</dd></div>
         </dl>
         <section class="panel loss">
           <div class="top"><h2>Loss</h2>
-            <ul class="legend" aria-hidden="true"><li class="curve">training</li><li class="validation">validation</li><li class="came">came</li><li class="gone">gone</li><li class="fault">fault</li></ul>
+            <ul class="legend" aria-hidden="true"><li class="curve">training</li><li class="validation">validation</li>
+              <li class="came">came</li><li class="gone">gone</li><li class="fault">fault</li></ul>
             <Choice label="Curves over" :choices="['steps', 'tokens', 'time']" v-model="over"/></div>
-          <Chart label="Training loss" :rows="rows" :curves="curves.loss" :axis="axis" :format="three" :marks="marks" :validations="validations" :theme="shown"/>
+          <Chart label="Training loss" :rows="rows" :curves="curves.loss" :axis="axis" :format="three"
+            :marks="marks" :validations="validations" :theme="shown"/>
         </section>
         <section class="panel under-way">
           <div class="top"><h2>Round {{ ENDS[watching.state] ? "" : whole(head.round.outer_step) }}</h2></div>
@@ -35,10 +50,12 @@ export default {
         </section>
         <section v-for="one in charts" :key="one.label" class="panel third">
           <div class="top"><h2>{{ one.label }}</h2><p class="value">{{ one.value }}</p></div>
-          <Chart :label="one.label" :rows="rows" :curves="one.curves" :axis="axis" :format="one.format" :zero="true" :counts="one.counts ?? false" :top="one.top ?? null" :theme="shown" small/>
+          <Chart :label="one.label" :rows="rows" :curves="one.curves" :axis="axis" :format="one.format"
+            :zero="true" :counts="one.counts ?? false" :top="one.top ?? null" :theme="shown" small/>
           <p class="note">{{ one.note }}</p>
         </section>
-        <section class="panel contributors"><div class="top"><h2>Contributors</h2><p class="value">{{ plural(head.members.length, "peer", "peers") }}</p></div>
+        <section class="panel contributors">
+          <div class="top"><h2>Contributors</h2><p class="value">{{ plural(head.members.length, "peer", "peers") }}</p></div>
           <Members :members="head.members"/></section>
         <section class="panel news"><div class="top"><h2>Faults and news</h2></div>
           <p class="note">{{ faults }}</p>
@@ -85,10 +102,18 @@ export default {
       if (!this.head) return ["One moment", "The page asks the dashboard for the run."];
       const { members } = this.head;
       if (this.watching.state === "waiting") {
-        return ["No member has told anything yet", this.watching.trouble ? "The addresses of the invite are asked again and again." : "Looking for a member of the run that tells its past."];
+        return [
+          "No member has told anything yet",
+          this.watching.trouble
+            ? "The addresses of the invite are asked again and again."
+            : "Looking for a member of the run that tells its past.",
+        ];
       }
       const here = members.filter((one) => one.gone_at === null).length;
-      return ["Waiting for the first outer step", `${plural(here, "member is", "members are")} here. The curves begin with the first commit.`];
+      return [
+        "Waiting for the first outer step",
+        `${plural(here, "member is", "members are")} here. The curves begin with the first commit.`,
+      ];
     },
     tab() {
       return this.started ? `${fixed(this.head.figures.loss, 3)} · ${this.title}` : this.title;
@@ -98,10 +123,22 @@ export default {
       const of = this.head.run.outer_steps;
       const left = of && f.step_s && f.outer_step < of ? `about ${duration((of - f.outer_step) * f.step_s)} left` : "";
       return [
-        { label: "Loss", value: fixed(f.loss, 3), more: f.validation === null ? "nats a byte" : `validation ${fixed(f.validation, 3)}` },
-        { label: "Outer step", value: whole(f.outer_step), more: of ? `of ${whole(of)}${left ? ", " + left : ""}` : "" },
+        {
+          label: "Loss",
+          value: fixed(f.loss, 3),
+          more: f.validation === null ? "nats a byte" : `validation ${fixed(f.validation, 3)}`,
+        },
+        {
+          label: "Outer step",
+          value: whole(f.outer_step),
+          more: of ? `of ${whole(of)}${left ? ", " + left : ""}` : "",
+        },
         { label: "Tokens", value: short(f.tokens), more: `${short(f.tokens_per_s)} a second` },
-        { label: "Members", value: whole(f.members), more: `${whole(f.took_part)} took part${f.gone ? `, ${whole(f.gone)} gone` : ""}` },
+        {
+          label: "Members",
+          value: whole(f.members),
+          more: `${whole(f.took_part)} took part${f.gone ? `, ${whole(f.gone)} gone` : ""}`,
+        },
         { label: "Time a step", value: seconds(f.step_s), more: `round ${seconds(f.round_s)}` },
         { label: "Busy", value: percent(f.busy), more: f.busy === null ? "" : `${percent(1 - f.busy)} blocked` },
       ];
@@ -111,17 +148,63 @@ export default {
       const line = (key, label, color = "--curve", more = {}) => ({ key, label, color, ...more });
       const part = (value) => percent(value);
       return [
-        { label: "Throughput", value: `${short(f.tokens_per_s)} tokens/s`, format: (v) => short(v), curves: [line("tokens_per_s", "tokens/s", "--curve", { area: true })], note: "Committed tokens a second, of the whole run" },
-        { label: "Members", value: `${percent(f.participation)} take part`, counts: true, format: whole, curves: [line("took", "took part", "--curve", { step: true, area: true }), line("live", "live", "--muted", { step: true, dashed: true })], note: "Took part, and live (dashed)" },
-        { label: "Round time", value: seconds(f.round_s), format: seconds, curves: [line("round_s", "round")], note: "From the descriptor to the applied step" },
-        { label: "Bytes", value: `${short(f.sent_per_s, "B")}/s`, format: (v) => `${short(v, "B")}/s`, curves: [line("sent_per_s", "sent a second", "--curve", { area: true })], note: `Sent by all, one way; received ${short(f.received_per_s, "B")}/s` },
-        { label: "Utilisation", value: `${percent(f.busy)} busy`, format: part, top: 1, curves: [line("busy", "busy", "--curve", { area: true }), line("blocked", "blocked", "--blocked", { dashed: true })], note: "Mean part of a step spent training; blocked (dashed)" },
-        { label: "Quantisation error", value: percent(f.error, 2), format: (v) => percent(v, 2), curves: [line("error", "error")], note: "Relative, L2; what is lost is sent with the next step" },
+        {
+          label: "Throughput",
+          value: `${short(f.tokens_per_s)} tokens/s`,
+          format: (v) => short(v),
+          curves: [line("tokens_per_s", "tokens/s", "--curve", { area: true })],
+          note: "Committed tokens a second, of the whole run",
+        },
+        {
+          label: "Members",
+          value: `${percent(f.participation)} take part`,
+          counts: true,
+          format: whole,
+          curves: [
+            line("took", "took part", "--curve", { step: true, area: true }),
+            line("live", "live", "--muted", { step: true, dashed: true }),
+          ],
+          note: "Took part, and live (dashed)",
+        },
+        {
+          label: "Round time",
+          value: seconds(f.round_s),
+          format: seconds,
+          curves: [line("round_s", "round")],
+          note: "From the descriptor to the applied step",
+        },
+        {
+          label: "Bytes",
+          value: `${short(f.sent_per_s, "B")}/s`,
+          format: (v) => `${short(v, "B")}/s`,
+          curves: [line("sent_per_s", "sent a second", "--curve", { area: true })],
+          note: `Sent by all, one way; received ${short(f.received_per_s, "B")}/s`,
+        },
+        {
+          label: "Utilisation",
+          value: `${percent(f.busy)} busy`,
+          format: part,
+          top: 1,
+          curves: [
+            line("busy", "busy", "--curve", { area: true }),
+            line("blocked", "blocked", "--blocked", { dashed: true }),
+          ],
+          note: "Mean part of a step spent training; blocked (dashed)",
+        },
+        {
+          label: "Quantisation error",
+          value: percent(f.error, 2),
+          format: (v) => percent(v, 2),
+          curves: [line("error", "error")],
+          note: "Relative, L2; what is lost is sent with the next step",
+        },
       ];
     },
     faults() {
       const counted = Object.entries(this.head.faults);
-      return counted.length ? counted.map(([kind, number]) => `${whole(number)} ${faultWords(kind, number)}`).join(" · ") : "No peer lost, no strike and no fork.";
+      return counted.length
+        ? counted.map(([kind, number]) => `${whole(number)} ${faultWords(kind, number)}`).join(" · ")
+        : "No peer lost, no strike and no fork.";
     },
     news() {
       return this.marks.slice(-MOST_NEWS).reverse();
@@ -139,10 +222,12 @@ export default {
       if (said.marks.length || said.whole) this.marks = Object.freeze(this.past.marks);
       if (this.validations.length !== said.validations.length) this.validations = Object.freeze(said.validations);
       await this.$nextTick();
-      requestAnimationFrame(() => setTimeout(() => {
-        performance.clearMeasures("atoll-update");
-        performance.measure("atoll-update", { start: began });
-      }));
+      requestAnimationFrame(() =>
+        setTimeout(() => {
+          performance.clearMeasures("atoll-update");
+          performance.measure("atoll-update", { start: began });
+        }),
+      );
     },
   },
 };

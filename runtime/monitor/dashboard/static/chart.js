@@ -10,9 +10,24 @@ const FEW = 30;
 // An axis of more than some hundred years would have more ticks than anyone waits for.
 const LAST_S = 4e9;
 const AXES = {
-  step: { type: "value", of: (row) => row.step, label: (x) => whole(x), said: (row) => `outer step ${whole(row.step)}` },
-  tokens: { type: "value", of: (row) => row.tokens, label: (x) => short(x), said: (row) => `${short(row.tokens)} tokens` },
-  time: { type: "time", of: (row) => 1000 * Math.min(LAST_S, Math.max(0, row.time)), label: null, said: (row) => clock(row.time) },
+  step: {
+    type: "value",
+    of: (row) => row.step,
+    label: (x) => whole(x),
+    said: (row) => `outer step ${whole(row.step)}`,
+  },
+  tokens: {
+    type: "value",
+    of: (row) => row.tokens,
+    label: (x) => short(x),
+    said: (row) => `${short(row.tokens)} tokens`,
+  },
+  time: {
+    type: "time",
+    of: (row) => 1000 * Math.min(LAST_S, Math.max(0, row.time)),
+    label: null,
+    said: (row) => clock(row.time),
+  },
 };
 const GLYPHS = {
   came: { symbol: "triangle", rotate: 0, color: "--came", offset: 13 },
@@ -87,10 +102,11 @@ export default {
     this.observer = new ResizeObserver(() => this.chart.resize());
     this.observer.observe(this.$refs.canvas);
     this.inSight = false;
-    this.sight = new IntersectionObserver(([entry]) => {
-      this.inSight = entry.isIntersecting;
+    const seen = (entries) => {
+      this.inSight = entries.at(-1).isIntersecting;
       if (this.late) this.draw();
-    });
+    };
+    this.sight = new IntersectionObserver(seen, { rootMargin: "50%" });
     this.sight.observe(this.$el);
     this.draw();
   },
@@ -119,7 +135,9 @@ export default {
       const axis = AXES[this.axis];
       const c = palette(this.theme);
       const values = this.curves.flatMap((curve) => this.rows.map((row) => row[curve.key]));
-      const [low, high, interval] = this.top ? [0, this.top, this.top / 2] : range(values, this.zero, this.small ? 3 : 5, this.counts);
+      const [low, high, interval] = this.top
+        ? [0, this.top, this.top / 2]
+        : range(values, this.zero, this.small ? 3 : 5, this.counts);
       const font = this.font;
       const [yAxis, series] = [{ min: low, max: high, interval }, this.series(axis, c)];
       if (!whole) return { yAxis, series: series.map(({ id, data }) => ({ id, data })) };
@@ -137,7 +155,12 @@ export default {
           axisLine: { lineStyle: { color: c["--line"] } },
           axisTick: { show: false },
           splitLine: { show: false },
-          axisLabel: { ...text, hideOverlap: true, showMaxLabel: false, ...(axis.label ? { formatter: axis.label } : {}) },
+          axisLabel: {
+            ...text,
+            hideOverlap: true,
+            showMaxLabel: false,
+            ...(axis.label ? { formatter: axis.label } : {}),
+          },
           axisPointer: { label: { show: false }, lineStyle: { color: c["--muted"], type: "solid", width: 1 } },
         },
         yAxis: {
@@ -187,7 +210,16 @@ export default {
         .map(([step, loss]) => [axis.of(rowAt(rows, step)), loss]);
       const [size, border] = points.length > FEW ? [5, 1.5] : [8, 2];
       const style = { opacity: 1, color: c["--surface"], borderColor: c["--validation"], borderWidth: border };
-      return { id: "validation", type: "scatter", symbolSize: size, silent: true, tooltip: { show: false }, z: 4, itemStyle: style, data: points };
+      return {
+        id: "validation",
+        type: "scatter",
+        symbolSize: size,
+        silent: true,
+        tooltip: { show: false },
+        z: 4,
+        itemStyle: style,
+        data: points,
+      };
     },
     /** One glyph for all of a kind that lie as close as glyphs would cover each other. */
     glyphs(axis, c) {
@@ -234,7 +266,13 @@ export default {
         element.className = kind;
         box.append(element);
       };
-      add("p", this.axis === "step" ? `outer step ${whole(row.step)}` : `${AXES[this.axis].said(row)} · step ${whole(row.step)}`, "when");
+      add(
+        "p",
+        this.axis === "step"
+          ? `outer step ${whole(row.step)}`
+          : `${AXES[this.axis].said(row)} · step ${whole(row.step)}`,
+        "when",
+      );
       for (const curve of this.curves) add("p", `${curve.label} ${this.format(row[curve.key])}`);
       const validated = this.validations.find(([step]) => step === row.step);
       if (validated) add("p", `validation ${this.format(validated[1])}`);

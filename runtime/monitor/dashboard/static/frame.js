@@ -97,8 +97,10 @@ export const aging = {
     },
     alerts() {
       const said = [];
-      if (!this.reached && this.now - this.answeredAt > 1000 * STALE_S) said.push("The dashboard itself does not answer; this page goes on asking.");
-      if (this.watching.trouble) said.push(`${this.watching.trouble.slice(0, 1).toUpperCase()}${this.watching.trouble.slice(1)}.`);
+      if (!this.reached && this.now - this.answeredAt > 1000 * STALE_S)
+        said.push("The dashboard itself does not answer; this page goes on asking.");
+      if (this.watching.trouble)
+        said.push(`${this.watching.trouble.slice(0, 1).toUpperCase()}${this.watching.trouble.slice(1)}.`);
       if (this.watching.refused) {
         said.push(`${plural(this.watching.refused, "event was", "events were")} not what events are, and left out.`);
       }

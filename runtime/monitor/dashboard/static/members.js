@@ -29,7 +29,8 @@ export default {
         <span role="rowheader"><a class="peer" :href="'/peer/' + one.peer">{{ name(one.peer) }}</a></span>
         <span role="cell"><i class="swatch" :class="one.doing"></i>{{ one.doing }}</span>
         <span role="cell" class="number">{{ short(one.tokens) }}</span>
-        <span role="cell" class="wide share"><span><i :style="{ width: (100 * one.tokens) / most + '%' }"></i></span><span class="number">{{ percent(one.tokens / total, 1) }}</span></span>
+        <span role="cell" class="wide share"><span>
+          <i :style="{ width: (100 * one.tokens) / most + '%' }"></i></span><span class="number">{{ percent(one.tokens / total, 1) }}</span></span>
         <span role="cell" class="number wide">{{ whole(one.n_steps) }}</span>
         <span role="cell" class="number">{{ one.gone_at === null ? short(one.tokens_per_s) : "–" }}</span>
         <span role="cell" class="number wide">{{ fixed(one.loss, 3) }}</span>

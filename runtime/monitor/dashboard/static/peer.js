@@ -18,20 +18,26 @@ export default {
           <p>{{ said ? "Nobody has told of a peer with this id." : "The page asks the dashboard for the peer." }}</p></section>
         <template v-else>
         <dl class="figures">
-          <div v-for="fact in figures" :key="fact.label"><dt>{{ fact.label }}</dt><dd>{{ fact.value }}</dd><dd class="more">{{ fact.more }}</dd></div>
+          <div v-for="fact in figures" :key="fact.label">
+            <dt>{{ fact.label }}</dt><dd>{{ fact.value }}</dd><dd class="more">{{ fact.more }}</dd></div>
         </dl>
         <section class="panel whole"><div class="top"><h2>Took part</h2><p class="value">{{ took }}</p></div>
-          <div class="strip" role="img" :aria-label="took"><i v-for="[step, part] in strip" :key="step" :class="{ took: part }" :title="'outer step ' + step + (part ? ', took part' : ', did not')"></i></div>
+          <div class="strip" role="img" :aria-label="took">
+            <i v-for="[step, part] in strip" :key="step" :class="{ took: part }" :title="'outer step ' + step + (part ? ', took part' : ', did not')"></i></div>
           <p class="note">The last {{ strip.length }} outer steps, the newest on the right</p></section>
         <section v-for="chart in charts" :key="chart.label" class="panel half">
           <div class="top"><h2>{{ chart.label }}</h2><p class="value">{{ chart.value }}</p></div>
-          <Chart :label="chart.label" :rows="rows" :curves="chart.curves" :format="chart.format" :zero="chart.zero" :top="chart.top ?? null" :theme="shown" small/>
+          <Chart :label="chart.label" :rows="rows" :curves="chart.curves" :format="chart.format"
+            :zero="chart.zero" :top="chart.top ?? null" :theme="shown" small/>
           <p class="note">{{ chart.note }}</p>
         </section>
         <section class="panel half"><div class="top"><h2>Traffic</h2></div>
-          <dl class="facts"><div v-for="[label, value] in traffic" :key="label"><dt>{{ label }}</dt><dd>{{ value }}</dd></div></dl></section>
-        <section class="panel half news"><div class="top"><h2>Faults and news</h2><p class="value">{{ plural(one.strikes, "strike", "strikes") }}</p></div>
-          <ol><li v-for="(mark, index) in news" :key="index" :class="mark[5]"><time>{{ clock(mark[0]) }}</time><span>{{ markWords(mark[2], mark[4]) }}</span></li></ol>
+          <dl class="facts"><div v-for="[label, value] in traffic" :key="label">
+            <dt>{{ label }}</dt><dd>{{ value }}</dd></div></dl></section>
+        <section class="panel half news">
+          <div class="top"><h2>Faults and news</h2><p class="value">{{ plural(one.strikes, "strike", "strikes") }}</p></div>
+          <ol><li v-for="(mark, index) in news" :key="index" :class="mark[5]">
+            <time>{{ clock(mark[0]) }}</time><span>{{ markWords(mark[2], mark[4]) }}</span></li></ol>
           <p v-if="!news.length" class="note">Nothing yet.</p></section>
         </template>
       </div>
@@ -74,7 +80,11 @@ export default {
         { label: "Tokens", value: short(one.tokens), more: `in ${plural(one.n_steps, "outer step", "outer steps")}` },
         { label: "Tokens/s", value: gone ? "–" : short(one.tokens_per_s), more: `inner step ${whole(one.progress)}` },
         { label: "Outer step", value: whole(one.outer_step), more: `of ${whole(this.head.figures.outer_step)}` },
-        { label: gone ? "Gone" : "Here", value: duration(gone ? this.head.time - one.gone_at : spent), more: `since ${clock(gone ? one.gone_at : one.came_at)}` },
+        {
+          label: gone ? "Gone" : "Here",
+          value: duration(gone ? this.head.time - one.gone_at : spent),
+          more: `since ${clock(gone ? one.gone_at : one.came_at)}`,
+        },
       ];
     },
     traffic() {
@@ -91,10 +101,39 @@ export default {
       const { one } = this;
       const line = (key, label, more = {}) => ({ key, label, color: "--curve", ...more });
       return [
-        { label: "Loss", value: fixed(one.loss, 3), zero: false, format: (v) => fixed(v, 3), curves: [line("loss", "loss")], note: "Mean training loss of its inner steps" },
-        { label: "Throughput", value: `${short(one.tokens_per_s)} tokens/s`, zero: true, format: (v) => short(v), curves: [line("tokens_per_s", "tokens/s", { area: true })], note: "While it trains" },
-        { label: "Utilisation", value: `${percent(one.busy)} busy`, zero: true, top: 1, format: (v) => percent(v), curves: [line("busy", "busy", { area: true })], note: "Part of an outer step spent training, not waiting" },
-        { label: "Quantisation error", value: percent(one.error, 2), zero: true, format: (v) => percent(v, 2), curves: [line("error", "error")], note: "Relative, L2, of its contribution as it was sent" },
+        {
+          label: "Loss",
+          value: fixed(one.loss, 3),
+          zero: false,
+          format: (v) => fixed(v, 3),
+          curves: [line("loss", "loss")],
+          note: "Mean training loss of its inner steps",
+        },
+        {
+          label: "Throughput",
+          value: `${short(one.tokens_per_s)} tokens/s`,
+          zero: true,
+          format: (v) => short(v),
+          curves: [line("tokens_per_s", "tokens/s", { area: true })],
+          note: "While it trains",
+        },
+        {
+          label: "Utilisation",
+          value: `${percent(one.busy)} busy`,
+          zero: true,
+          top: 1,
+          format: (v) => percent(v),
+          curves: [line("busy", "busy", { area: true })],
+          note: "Part of an outer step spent training, not waiting",
+        },
+        {
+          label: "Quantisation error",
+          value: percent(one.error, 2),
+          zero: true,
+          format: (v) => percent(v, 2),
+          curves: [line("error", "error")],
+          note: "Relative, L2, of its contribution as it was sent",
+        },
       ];
     },
   },

@@ -34,10 +34,12 @@ export default {
           </div>
         </template>
         <template v-else>
-          <canvas ref="canvas" role="img" :aria-label="'What each of ' + rows.length + ' members did since the last commit, a line each'"></canvas>
+          <canvas ref="canvas" role="img"
+            :aria-label="'What each of ' + rows.length + ' members did since the last commit, a line each'"></canvas>
         </template>
         <div class="scale" :class="{ single }">
-          <span>0 s</span><span v-if="usual && usual < whole_s * 0.86" class="usual" :style="{ left: (100 * usual) / whole_s + '%' }">usual {{ seconds(usual) }}</span>
+          <span>0 s</span>
+          <span v-if="usual && usual < whole_s * 0.86" class="usual" :style="{ left: (100 * usual) / whole_s + '%' }">usual {{ seconds(usual) }}</span>
           <span>{{ seconds(whole_s) }}</span>
         </div>
       </div>
