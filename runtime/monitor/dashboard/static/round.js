@@ -19,7 +19,7 @@ export default {
   template: `
     <div class="round">
       <p class="sentence" aria-live="off">{{ sentence }}<template v-if="named.length">
-        <a v-for="peer in named" :key="peer" class="peer" :href="'/peer/' + peer">{{ name(peer) }}</a>
+        <template v-for="peer in named" :key="peer">{{ " " }}<a class="peer" :href="'/peer/' + peer">{{ name(peer) }}</a></template>
         <span v-if="round.waited_for.length > named.length"> and {{ whole(round.waited_for.length - named.length) }} more</span>
       </template></p>
       <ul class="states" aria-label="Members by what they do">
