@@ -142,7 +142,7 @@ class Mesh:
         for address in known:
             peer = address.rpartition("/p2p/")[2]
             self._known[peer] = (*self._known.get(peer, ()), address)
-        self._over = False
+        self._over = self._leaving = False
 
     def members(self) -> dict[str, Status]:
         return self._machine.members()
@@ -181,13 +181,15 @@ class Mesh:
 
     async def leave(self, reason: str) -> None:
         """Tell everyone that this peer is going, and take its record back; bounded by 1.5 seconds."""
-        goodbye = _OWN + CONTROL.encode(Goodbye(reason[:200]))
-        for peer in self._machine.members():
-            self._enqueue(peer, goodbye)
+        self._leaving = True
+        for peer in list(self._queues):
+            self._enqueue(peer, _OWN + CONTROL.encode(Goodbye(reason[:200])))
+        telling = [self._writers[peer] for peer in self._queues]
         with suppress(TimeoutError):
             async with asyncio.timeout(1.5):
                 await self._announce(left=True)
-                await asyncio.gather(*(queue.join() for queue in self._queues.values()))
+                if telling:
+                    await asyncio.wait(telling)
 
     async def _announce(self, left: bool = False) -> None:
         expires_at = self._unix_time() + RECORD_TTL_S
@@ -247,7 +249,8 @@ class Mesh:
         now = max(asyncio.get_running_loop().time(), not_before or 0.0)
         for action in self._machine.handle(event, now):
             match action:
-                case Dial(peer, addresses):
+                # To a peer that is leaving it looks as if those whom it has told so were lost, and it would call them back.
+                case Dial(peer, addresses) if not self._leaving:
                     self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
                 case Drop(peer):
                     self._close(peer)
@@ -301,7 +304,9 @@ class Mesh:
                 if frame == _BROKEN:
                     raise StreamClosed(peer, "connection lost")
                 await self._send(stream, frame)
-                queue.task_done()
+                if self._leaving and queue.empty():
+                    # That was the goodbye.
+                    return
         except StreamClosed as error:
             self._writers.pop(peer, None)
             self._queues.pop(peer, None)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from peers.identity import Identity
+from peers.membership import Down
 from peers.memory import MemoryNetwork
 from peers.messages import RECORD, MemberRecord, Role, Status
 from peers.service import MEMBER_CONTEXT, RECORD_TTL_S, Mesh
@@ -102,6 +103,27 @@ def test_an_introduction_that_nobody_could_have_made_is_not_followed(lie: str) -
         await until(lambda: BOB.peer in ann.members())
         await asyncio.sleep(0.1)
         assert CAT.peer not in ann._machine._links
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_goodbye_is_the_last_that_is_seen_of_a_leaver_while_it_cleans_up() -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        seen: list[object] = []
+        bob.listener = seen.append
+        tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
+        await until(lambda: set(ann.members()) == {BOB.peer} and set(bob.members()) == {ANN.peer})
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await ann.leave("enough")
+        assert loop.time() - began < 0.5
+        await until(lambda: any(isinstance(event, Down) for event in seen))
+        # What Bob closes is no loss to Ann: she calls nobody back.
+        await asyncio.sleep(0.5)
+        assert seen[-1] == Down(ANN.peer, "left: enough", left=True)
         for task in tasks:
             task.cancel()
 
