@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from peers.addresses import MARK
 from peers.membership import Known
 
 # Hundreds of volunteers may have come and gone within the lifetime of a record: the latest announced are kept.
@@ -41,9 +42,10 @@ class Members:
         return peer in self._invited or peer in self._found
 
     def addresses(self, peer: str) -> tuple[str, ...]:
-        """Those in its newest record first."""
+        """Where it can be dialled through libp2p, those in its newest record first."""
         _, announced = self._found.get(peer, (0.0, ()))
-        return tuple(dict.fromkeys((*announced, *self._invited.get(peer, ()))))
+        known = dict.fromkeys((*announced, *self._invited.get(peer, ())))
+        return tuple(address for address in known if MARK not in address)
 
     def to_ask(self) -> list[str]:
         """Whom this pass has not asked yet.

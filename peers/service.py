@@ -249,7 +249,7 @@ class Mesh:
         now = max(asyncio.get_running_loop().time(), not_before or 0.0)
         for action in self._machine.handle(event, now):
             match action:
-                # To a peer that is leaving it looks as if those whom it has told so were lost, and it would call them back.
+                # To a peer that leaves it looks as if those whom it has told so were lost: they are not called back.
                 case Dial(peer, addresses) if not self._leaving:
                     self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
                 case Drop(peer):

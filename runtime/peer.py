@@ -29,7 +29,7 @@ from runtime.log import SCHEMA, Event, EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
 from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
-from runtime.monitor.history import History
+from runtime.monitor.history import HISTORY_FILE, History
 from runtime.view import View
 
 T = TypeVar("T")
@@ -104,7 +104,7 @@ class Peer:
         except OSError as error:
             raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
-        self._history = History(self.folder.path / "history.jsonl")
+        self._history = History(self.folder.path / HISTORY_FILE)
         self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)

@@ -198,6 +198,9 @@ class Download:
             cost = (len(at_it), self._n_haves[self._index[digest]])
             if best is None or cost < best_cost:
                 best, best_cost = digest, cost
+            if cost == (0, 0):
+                # Nothing can be better, and a large state has thousands of pieces.
+                break
         return best
 
     def _long_s(self) -> float:

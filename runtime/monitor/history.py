@@ -11,6 +11,7 @@ from pathlib import Path
 from runtime.log import Event, parse_events
 from runtime.monitor.picture import MOST_NUMBER
 
+HISTORY_FILE = "history.jsonl"
 # The last steps with everyone's figures, those before with the run's own; then every second, every fourth and so on.
 MOST_WHOLE, MOST_STEPS = 256, 4096
 # Joins, leaves and faults: the last of them.

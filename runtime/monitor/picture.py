@@ -132,6 +132,8 @@ class Picture:
         """Of the last event."""
         self.live = False
         """Whether all of the past has been told."""
+        self.most_step = int(MOST_NUMBER)
+        """No outer step is beyond this one."""
         self.refused = 0
         """Events that were not what they should be."""
 
@@ -166,7 +168,7 @@ class Picture:
                 self._begin(event, time)
             case "validated":
                 if (loss := event["val_loss"]) is not None:
-                    self.validations[_whole(event["outer_step"])] = _number(loss)
+                    self.validations[self._step(event["outer_step"])] = _number(loss)
                     _bound(self.validations)
             case "member_up":
                 self._here(_name(event["member"]), time)
@@ -185,7 +187,7 @@ class Picture:
         self.time, self.told_by = max(self.time, time), teller
 
     def _begin(self, event: Event, time: float) -> None:
-        step, attempt, leader = _whole(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
+        step, attempt, leader = self._step(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
         codec, peers = _words(event["codec"])[:16], list(map(_name, _list(event.get("members", ()))))
         last = self.last
         if last and step <= last.outer_step:
@@ -205,7 +207,7 @@ class Picture:
             del spans[:-MOST_SPANS]
 
     def _commit(self, event: Event, time: float, teller: str) -> None:
-        step = _whole(event["outer_step"])
+        step = self._step(event["outer_step"])
         peers = tuple(map(_name, _list(event.get("members", ()))))
         weights = [_whole(weight) for weight in _list(event.get("weights", ()))]
         figures = list(map(_figures, _list(event.get("figures", ()))))
@@ -267,7 +269,7 @@ class Picture:
         if kind == "strike":
             self._here(member, time).strikes += 1
         last = self.last
-        step = _whole(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
+        step = self._step(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
         self.marks.append(Mark(time, step, kind, member, words))
 
     def _contributor(self, peer: str, time: float, began: float) -> MemberPicture:
@@ -302,6 +304,11 @@ class Picture:
         for one in gone or [min(self.members.values(), key=lambda one: (one.gone_at is None, one.tokens))]:
             del self.members[one.peer]
             self.round.doing.pop(one.peer, None)
+
+    def _step(self, value: object) -> int:
+        if (step := _whole(value)) > self.most_step:
+            raise ValueError("a step that this run does not have")
+        return step
 
     def _step_now(self) -> int:
         last = self.last

@@ -14,6 +14,7 @@ from runtime.invite import Invite
 from runtime.log import Event, parse_events
 from runtime.manifest import Manifest, open_manifest
 from runtime.monitor.feed import WATCH_PROTOCOL, greeting
+from runtime.monitor.history import HISTORY_FILE
 from runtime.monitor.picture import MOST_NUMBER, Picture
 
 # A replayed pause is never longer than this, at any speed: nights are not for watching.
@@ -64,6 +65,7 @@ class Watched:
         try:
             sealed = base64.b64decode(self.picture.manifest, validate=True)
             self.manifest = open_manifest(sealed, self.run_id or None, self.picture.told_by)
+            self.picture.most_step = self.manifest.config.outer.steps
         except (ValueError, ProtocolViolation, ConfigError) as error:
             self.trouble = f"the run's manifest cannot be read: {error}"
 
@@ -100,11 +102,19 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
 def logged(folder: Path) -> list[Event]:
     """The events of all logs in a folder or below it, in the order of time.
 
+    Of what was before its peers came, as much as they have learnt of it.
+
     Raises: ConfigError if there are none.
     """
     logs = sorted(folder.rglob("events.jsonl")) if folder.is_dir() else [folder] if folder.is_file() else []
+    pasts = sorted(folder.rglob(HISTORY_FILE)) if folder.is_dir() else []
     try:
         events = [event for log in logs for event in parse_events(log.read_bytes()) if _is_timed(event)]
+        seen = set(map(_happening, events))
+        for past in pasts:
+            new = [event for event in parse_events(past.read_bytes()) if _is_timed(event)]
+            events += [event for event in new if _happening(event) not in seen]
+            seen.update(map(_happening, new))
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read ({error.strerror}): mend that, or name another") from None
     if not events:
@@ -132,6 +142,13 @@ def manifest_below(folder: Path) -> Manifest | None:
             if file.is_file() and (manifest := Folder(file.parent).manifest()):
                 return manifest
     return None
+
+
+def _happening(event: Event) -> tuple[object, ...]:
+    """What is the same for two words on the same: each member tells of a step, in its own time."""
+    if event["event"] == "outer_step_committed":
+        return "outer_step_committed", repr(event.get("outer_step"))
+    return repr(event["event"]), event["time"], repr(event.get("peer"))
 
 
 def _is_timed(event: Event) -> bool:

@@ -120,6 +120,14 @@ def test_of_a_commit_that_is_not_what_it_should_be_nothing_counts() -> None:
     assert picture.refused == 4
 
 
+def test_a_step_that_the_run_does_not_have_is_none() -> None:
+    picture = Picture()
+    picture.most_step = 5
+    for event in (commit(5), commit(6), {"event": "strike", "time": 1.0, "peer": ANN, "member": BOB, "outer_step": 6}):
+        picture.see(event)
+    assert (list(picture.steps), picture.refused) == ([5], 2)
+
+
 def test_no_member_can_fill_the_memory_with_what_it_does_or_measures() -> None:
     picture = seen(commit(1))
     for number in range(10 * MOST_SPANS):

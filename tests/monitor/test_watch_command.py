@@ -126,6 +126,15 @@ def test_a_report_lies_beside_the_logs_and_is_overwritten_only_by_force(
             report(tmp_path / "demo", out=place, force=place == tmp_path)
 
 
+def test_what_a_peer_has_learnt_of_the_time_before_it_came_is_shown_too(tmp_path: Path) -> None:
+    came, left = mark("joined", BEGAN + 11.0, peers(2)[1], outer_step=2), mark("member_down", BEGAN + 5.0, peers(3)[2])
+    events = [came, commit(3, 2), commit(4, 2)]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    known = [commit(1, 3), left, commit(2, 2), came, commit(3, 2, peer=peers(2)[1])]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in known))
+    assert logged(tmp_path) == [*known[:3], *events]
+
+
 def test_what_is_in_a_log_by_mistake_is_passed_over(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     lines = ["[]", "{}", '{"event": 1}', '{"event": "left", "time": NaN}', f'{{"event": "left", "time": 1{"0" * 400}}}']

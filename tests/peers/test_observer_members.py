@@ -45,6 +45,13 @@ def test_an_address_in_a_newer_record_comes_before_the_invites() -> None:
     assert members.addresses("b") == ()
 
 
+def test_an_address_for_members_alone_is_none_for_an_observer() -> None:
+    direct = "/ip4/192.0.2.1/tcp/5/tls/p2p/a"
+    members = Members([direct, at("a")])
+    members.learn([(Known("a", (direct,)), 10.0)])
+    assert members.addresses("a") == (at("a"),)
+
+
 def test_of_too_many_the_latest_are_kept_and_whom_the_invite_names() -> None:
     members = Members([at("invited")])
     members.learn((found(f"{number}"), float(number)) for number in range(MOST_FOUND + 50))
