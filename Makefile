@@ -50,14 +50,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # hivemind and PyTorch are dependencies of the package, but not of watching: that is all in one extra, read from its file.
-$(MONITOR_STAMP): pyproject.toml constraints-monitor.txt
+$(MONITOR_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Atoll needs Python 3.11 or newer, and '$(PYTHON)' is not: install one and say make PYTHON=python3.12" >&2; \
 		exit 1; }
 	@test -x $(MONITOR_BIN)/python || { echo "Creating .venv-monitor ..."; $(PYTHON) -m venv .venv-monitor; }
 	@echo "Installing what watching needs into .venv-monitor ..."
-	@$(MONITOR_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-monitor.txt \
+	@$(MONITOR_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$$($(MONITOR_BIN)/python -c "import tomllib; \
 		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['monitor'])")
-	@$(MONITOR_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-monitor.txt --no-deps -e .
+	@$(MONITOR_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps -e .
 	@touch $@
