@@ -11,16 +11,20 @@ ARGS ?=
 SEEDS ?= 300
 FIRST ?= 0
 
-.PHONY: help demo test sim monitor docs lint clean
+.PHONY: help demo test test-monitor sim monitor docs lint clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## A swarm on this machine, one peer killed, one late (more options: make demo ARGS="--peers 3")
 	@$(BIN)/atoll demo $(ARGS)
 
 test: $(STAMP) ## Run the tests (a part of them: make test ARGS="tests/test_cli.py -k init")
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-monitor: $(STAMP) ## Run the tests of watching too, a browser's among them (compiles: gcc, libgmp-dev; chromium)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,monitor,test-monitor]'
+	@$(BIN)/python -m pytest -q tests/monitor tests/peers tests/net/test_observer.py $(ARGS)
 
 sim: $(STAMP) ## Run simulated swarms under many seeds (more of them: make sim SEEDS=20000 FIRST=300)
 	@PYTHONPATH=. $(BIN)/python tests/seeds.py --seeds $(SEEDS) --first $(FIRST)
