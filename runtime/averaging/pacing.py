@@ -22,6 +22,8 @@ from runtime.averaging.payload import Dropped, Payload
 LEAST_FRAME_BYTES, MOST_FRAME_BYTES = 1 << 14, 1 << 20
 # The delay that bulk may add to a path's own: below it the window grows, above it shrinks.
 QUEUE_S = 0.1
+# And what is no part of a round: a round that begins waits behind it.
+BACKGROUND_QUEUE_S = 0.025
 LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
 # The least delay of a path is looked for anew after so long: paths change.
 FORGET_S = 30.0
@@ -39,7 +41,7 @@ class Stalled(StreamClosed):
 
 
 class Window:
-    """How many bytes one peer may have under way to another, on all streams together.
+    """How many bytes one peer may have under way to another, on all streams together but those of the background.
 
     It doubles in each round trip up to the first queue (as TCP's slow start); from then on it grows by a step and
     shrinks by a part, so that several who send to one end up alike (AIMD). The queue is how much longer a frame takes
@@ -47,7 +49,8 @@ class Window:
     busy with does not count. It outlives a stream: a path that is known is used at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, queue_s: float = QUEUE_S) -> None:
+        self._queue_s = queue_s
         self.n_bytes = LEAST_FRAME_BYTES
         self.under_way = self._most = 0
         self._least_s, self._least_until = math.inf, 0.0
@@ -72,14 +75,14 @@ class Window:
         """A frame took so long to get there, by two clocks."""
         self._least_s = min(self._least_s, passage_s)
         queued_s = passage_s - self._least_s
-        if queued_s < QUEUE_S:
+        if queued_s < self._queue_s:
             more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
             # Only what is used is known to be good.
             self.n_bytes = max(self.n_bytes, min(self.n_bytes + round(more), 2 * self._most, MOST_WINDOW_BYTES))
         elif now >= self._hold_until:
             # Until what is under way has passed, the queue is the old one.
             self._seen_queue, self._hold_until = True, now + queued_s
-            part = min(max(QUEUE_S / queued_s, 0.5), 0.85)
+            part = min(max(self._queue_s / queued_s, 0.5), 0.85)
             self.n_bytes = max(round(self.n_bytes * part), LEAST_WINDOW_BYTES)
         self.over(n_bytes)
 
@@ -100,6 +103,7 @@ class Uplink:
 
     def __init__(self) -> None:
         self._windows: dict[str, Window] = {}
+        self._background: dict[str, Window] = {}
         self._waiting: list[tuple[int, int, Window, asyncio.Future[None]]] = []
         """In the order of their ranks."""
         self._numbers = itertools.count()
@@ -108,12 +112,16 @@ class Uplink:
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    def window(self, peer: str) -> Window:
+    def window(self, peer: str, rank: int = 0) -> Window:
+        """For payloads of this rank."""
+        if rank >= BACKGROUND:
+            return self._background.setdefault(peer, Window(BACKGROUND_QUEUE_S))
         return self._windows.setdefault(peer, Window())
 
     def forget(self, peer: str) -> None:
         """It is gone, and its clock with it."""
         self._windows.pop(peer, None)
+        self._background.pop(peer, None)
 
     @contextmanager
     def of_a_round(self) -> Iterator[None]:
@@ -170,7 +178,7 @@ async def send_payload(
 
     Raises: StreamClosed; Stalled; Dropped if the payload is.
     """
-    loop, window = asyncio.get_running_loop(), uplink.window(stream.peer)
+    loop, window = asyncio.get_running_loop(), uplink.window(stream.peer, rank)
     under_way: deque[tuple[int, float]] = deque()
 
     async def acknowledgements() -> None:
