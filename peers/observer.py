@@ -31,8 +31,9 @@ SILENCE_S = 10.0
 STEADY_S = 10.0
 # How long a dial has before the next one begins beside it: what does not answer costs no more than this.
 STAGGER_S = 0.25
-# Who joins and is not known of before the followed member dies is not found again.
-LOOK_EVERY_S, LOOK_TIMEOUT_S = 15.0, 10.0
+# Who joins and is not known of before the followed member dies is not found again. A look costs members some
+# milliseconds, and hundreds may be looking.
+LOOK_EVERY_S, LOOK_TIMEOUT_S = 60.0, 10.0
 # Each record is held by the five peers nearest to its key. Some may be away, and one may lie.
 MOST_ASKED, ENOUGH_HOLDERS = 8, 2
 # In a sentence for people.

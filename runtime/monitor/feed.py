@@ -24,6 +24,8 @@ PAST_FRAME_BYTES = 1 << 16
 MOST_WATCHERS = 32
 MOST_QUEUED = 512
 EVERY_S = 1.0
+# A frame costs more than what is in it: of what happens shortly after one, all goes into the next.
+GATHER_S = 0.5
 GREETING_TIMEOUT_S = 5.0
 # Who takes nothing for so long is cut off.
 SEND_TIMEOUT_S = 10.0
@@ -81,8 +83,7 @@ class Feed:
             self._queues.add(queue)
             try:
                 await self._tell_past(stream, since)
-                while (lines := await queue.get()) is not None:
-                    await _send(stream, lines)
+                await _tell(stream, queue)
             finally:
                 self._queues.discard(queue)
         except (PeerError, TimeoutError):
@@ -124,6 +125,17 @@ class Feed:
                 queue.put_nowait(None)
             else:
                 queue.put_nowait(lines)
+
+
+async def _tell(stream: Stream, queue: asyncio.Queue[bytes | None]) -> None:
+    """What is queued, as it comes, until the word to end."""
+    while (lines := await queue.get()) is not None:
+        while len(lines) < PAST_FRAME_BYTES and not queue.empty():
+            if (more := queue.get_nowait()) is None:
+                return
+            lines += more
+        await _send(stream, lines)
+        await asyncio.sleep(GATHER_S)
 
 
 async def _send(stream: Stream, *parts: bytes) -> None:
