@@ -1,6 +1,6 @@
-"""Whether a volunteer's limits hold: the busiest five seconds of every network device, of --upload and --download.
+"""Whether a volunteer's limits hold: the busiest five seconds of every network device, of --up and --down.
 
-    python benchmarks/caps.py [--upload 5] [--download 8] [--seconds 60]
+    python benchmarks/caps.py [--up 5Mbit/s] [--down 8Mbit/s] [--seconds 60]
 
 Four peers on hosts of their own, links as fast as the machine, rounds one after the other. Needs root and iproute2.
 Control messages are in the figures, though the limits are not for them. Prints a Markdown table and JSON.
@@ -18,6 +18,8 @@ from pathlib import Path
 from chaos_swarm import ChaosSwarm
 from hosts import Hosts
 
+from runtime.limits import parse_rate
+
 N_PEERS = 4
 # A device's counters tell nobody when they move: they are looked at so often.
 LOOK_S, WINDOW_S = 0.25, 5.0
@@ -25,14 +27,15 @@ LOOK_S, WINDOW_S = 0.25, 5.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--upload", type=float, default=5.0, metavar="MBIT")
-    parser.add_argument("--download", type=float, default=8.0, metavar="MBIT")
+    parser.add_argument("--up", default="5Mbit/s", metavar="RATE")
+    parser.add_argument("--down", default="8Mbit/s", metavar="RATE")
     parser.add_argument("--seconds", type=float, default=60.0)
     options = parser.parse_args()
     if not Hosts.available():
         raise SystemExit("what a device counts needs hosts of their own: run this as root, with iproute2")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    flags = ("--upload", str(options.upload), "--download", str(options.download))
+    up_limit, down_limit = (8e-6 * parse_rate(text) for text in (options.up, options.down))
+    flags = ("--up", options.up, "--down", options.down)
     folder = Path(tempfile.mkdtemp(prefix="atoll-caps-"))
     with (
         Hosts(N_PEERS) as hosts,
@@ -43,7 +46,7 @@ def main() -> None:
         rows = watch(swarm, [hosts.sent_bytes, hosts.received_bytes], options.seconds)
     print("| peer | up: busiest 5 s, Mbit/s | of the limit | down | of the limit |\n|--:|--:|--:|--:|--:|")
     for number, (up, down) in enumerate(rows, 1):
-        print(f"| {number} | {up:.1f} | {up / options.upload:.1%} | {down:.1f} | {down / options.download:.1%} |")
+        print(f"| {number} | {up:.1f} | {up / up_limit:.1%} | {down:.1f} | {down / down_limit:.1%} |")
     print(json.dumps({"benchmark": "caps", **vars(options), "busiest_mbit": rows}))
 
 

@@ -1,7 +1,7 @@
 """A volunteer's limits: bulk is sent and taken no faster than so many bytes a second, control is not held up."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from peers.transport import Frame, Stream, StreamHandler, Transport
@@ -10,6 +10,8 @@ from peers.transport import Frame, Stream, StreamHandler, Transport
 ON_DEVICE = 1.047
 # So much of what was not used is made up for: a timer wakes late.
 CREDIT_S = 0.1
+# A changed limit is noticed so soon by whoever waits.
+CHANGED_S = 0.25
 # Of a cap on what is taken, so much is asked for: what is under way when it begins to hold cannot be called back.
 ASKED = 0.96
 # Acknowledgements and headers are control.
@@ -37,20 +39,35 @@ def _within(measured: int, cap: int) -> int:
 
 
 class Cap:
-    """One limit, of all streams together, in the order in which they ask."""
+    """One limit, of all streams together, in the order in which they ask.
 
-    def __init__(self, bytes_per_s: int) -> None:
+    Args: bytes_per_s says what it is now, 0 for none: a change holds for those who wait as well.
+    """
+
+    def __init__(self, bytes_per_s: Callable[[], int]) -> None:
         self._bytes_per_s = bytes_per_s
-        self._free_at = 0.0
+        self._asked = self._passed = 0.0
+        """Bytes so far: those of whoever has asked, and those that may have passed by now."""
+        self._looked_at = 0.0
 
     async def take(self, n_bytes: int) -> None:
         """Return when so many bytes may have passed."""
-        if not self._bytes_per_s or n_bytes < FREE_BYTES:
+        if n_bytes < FREE_BYTES:
             return
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(self._free_at, now - CREDIT_S) + ON_DEVICE * n_bytes / self._bytes_per_s
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)
+        self._asked = max(self._asked, self._may_pass() - CREDIT_S * self._bytes_per_s()) + ON_DEVICE * n_bytes
+        mine = self._asked
+        while True:
+            left = mine - self._may_pass()
+            # Less than a byte is a sleep too short for a clock to notice.
+            if left < 1:
+                return
+            await asyncio.sleep(min(left / self._bytes_per_s(), CHANGED_S))
+
+    def _may_pass(self) -> float:
+        now, rate = asyncio.get_running_loop().time(), self._bytes_per_s()
+        self._passed = self._passed + rate * (now - self._looked_at) if rate else self._asked
+        self._looked_at = now
+        return self._passed
 
 
 class CappedStream:
@@ -81,11 +98,14 @@ class CappedStream:
 
 
 class CappedTransport:
-    """A ``Transport`` whose streams of the ``bulk`` protocols keep to the caps, all of them together."""
+    """A ``Transport`` whose streams of the ``bulk`` protocols keep to the caps, all of them together.
 
-    def __init__(self, transport: Transport, bulk: Collection[str], caps: Caps) -> None:
+    Args: caps says what they are now.
+    """
+
+    def __init__(self, transport: Transport, bulk: Collection[str], caps: Callable[[], Caps]) -> None:
         self._transport, self._bulk = transport, frozenset(bulk)
-        self._up, self._down = Cap(caps.up), Cap(round(ASKED * caps.down))
+        self._up, self._down = Cap(lambda: caps().up), Cap(lambda: round(ASKED * caps().down))
 
     @property
     def peer(self) -> str:

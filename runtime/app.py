@@ -1,28 +1,39 @@
-"""Puts one peer together, keys, network, model and rounds, and takes it apart when the user or the run says so."""
+"""Puts one peer together, keys, network, model and rounds, and takes it apart when the user or the run says so.
+
+It takes part in turns: between two of them, while there is a reason to pause, nothing of it is left but the process.
+"""
 
 import asyncio
 import math
 import secrets
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
 from runtime.checkpoints import set_aside
-from runtime.config import PeerConfig, RunConfig
+from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.errors import ConfigError
-from runtime.folder import MOST_BOOTSTRAP, Folder
+from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite
+from runtime.limits import limits_words
 from runtime.manifest import Manifest, sign_manifest
 from runtime.partial import PartialState
-from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer, end
+from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer
 from runtime.pieces import PieceList
+from runtime.planning import check_fits, checkpoint_needed
 from runtime.progress import Progress, Rates, given_before
 from runtime.saving import Saver
-from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, share_threads
+from runtime.tasks import end
+from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, give_back_memory, share_threads
 from runtime.training.checkpoint import load_newest
+from runtime.training.replica import resolve_device
+from runtime.user import User
 from runtime.view import View
 
 # How often a terminal's status area, and the figures for Prometheus, are brought up to date.
@@ -36,21 +47,7 @@ async def start(run_config: RunConfig, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    view, folder = View(), Folder(peer_config.folder)
-    async with AsyncExitStack() as stack:
-        known = folder.addresses[:MOST_BOOTSTRAP]
-        peer = await Peer.go_online(stack, peer_config, known, view)
-        trainer = await _build(run_config, peer)
-        manifest = folder.manifest()
-        if manifest is None:
-            nonce = secrets.token_hex(8)
-            manifest = sign_manifest(peer.identity, run_config, _state_digest(trainer), nonce)
-        if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
-            raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
-        folder.claim(manifest)
-        peer.enter(stack, manifest.run_id)
-        await peer.print_invite()
-        return await _take_part(stack, peer, manifest, trainer, opens=not known)
+    return await _in_turns(peer_config, partial(_start, run_config))
 
 
 async def join(invite: Invite, peer_config: PeerConfig) -> int:
@@ -58,14 +55,56 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
 
     Raises: ConfigError, NetworkError, IdentityError: one sentence for the user.
     """
-    view, folder = View(), Folder(peer_config.folder)
+    return await _in_turns(peer_config, partial(_join, invite))
+
+
+async def _in_turns(config: PeerConfig, take_part: Callable[[User], Coroutine[Any, Any, int | None]]) -> int:
+    """Take part whenever the user's limits allow it, until the run is over or they end it.
+
+    A pause is a goodbye and a return from the folder, as after Ctrl-C: no other part knows of pauses.
+    """
+    async with AsyncExitStack() as stack:
+        for path in (config.folder, config.key):
+            stack.callback(lock(path))
+        user = User(config, View())
+        await user.listen(stack)
+        while await user.may_take_part():
+            exit_code = await user.turn(take_part(user))
+            if exit_code is not None:
+                return exit_code
+            give_back_memory()
+        return user.exit_code or 0
+
+
+async def _start(run_config: RunConfig, user: User) -> int | None:
+    """As first peer, until the run is over or there is a reason to leave; the exit code, None for a pause."""
+    folder = Folder(user.config.folder)
+    async with AsyncExitStack() as stack:
+        known = folder.addresses[:MOST_BOOTSTRAP]
+        peer = await Peer.go_online(stack, user, known)
+        trainer = await _build(run_config, peer)
+        manifest = folder.manifest()
+        if manifest is None:
+            nonce = secrets.token_hex(8)
+            manifest = sign_manifest(peer.identity, run_config, _state_digest(trainer), nonce)
+        if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
+            raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
+        folder.claim(manifest)
+        peer.enter(stack, manifest.run_id)
+        await peer.print_invite()
+        return await _take_part(stack, peer, manifest, trainer, opens=user.alone or not known)
+
+
+async def _join(invite: Invite, user: User) -> int | None:
+    """As another peer, until the run is over or there is a reason to leave; the exit code, None for a pause."""
+    view, folder = user.view, Folder(user.config.folder)
     async with AsyncExitStack() as stack:
         known = (*invite.addresses, *folder.addresses[:MOST_BOOTSTRAP])
         manifest = folder.manifest()
         if manifest is not None and manifest.run_id != invite.run_id:
-            raise ConfigError(f"{peer_config.folder} belongs to another run: name another folder with --folder")
+            raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
         with view.waiting("connecting"):
-            peer = await Peer.go_online(stack, peer_config, known, view)
+            peer = await Peer.go_online(stack, user, known)
         peer.enter(stack, invite.run_id)
         if manifest is None:
             with view.waiting("looking for a member of the run"):
@@ -79,20 +118,29 @@ async def join(invite: Invite, peer_config: PeerConfig) -> int:
 
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
-    """Data and model of the run. Raises: ConfigError."""
-    n_threads = share_threads(peer.config.threads)
+    """Data and model of the run. Raises: ConfigError, also if it needs more than the user lends."""
+    on_cpu = not peer.config.auxiliary and resolve_device(peer.config.device).type == "cpu"
+    check_fits(run_config, peer.user.limits, on_cpu=on_cpu, kept_bytes=await asyncio.to_thread(peer.bytes_that_stay))
+    own = share_threads()
     if peer.config.auxiliary:
         return await asyncio.to_thread(AuxiliaryTrainer, run_config)
+
+    def n_threads() -> int:
+        return peer.user.limits.threads or own
+
     with peer.view.waiting("reading the data and building the model"):
         return await asyncio.to_thread(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads)
 
 
-async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trainer: Trainer, *, opens: bool) -> int:
+async def _take_part(
+    stack: AsyncExitStack, peer: Peer, manifest: Manifest, trainer: Trainer, *, opens: bool
+) -> int | None:
     """Everything from having a model to saying goodbye.
 
-    Args: opens if the run is this peer's own and nobody else has ever been in it.
+    Args: opens if the run is this peer's own and nobody else has ever had its state.
     """
-    config = manifest.config
+    config, user = manifest.config, peer.user
+    user.manifest = manifest
 
     async def serve_manifest(stream: Stream) -> None:
         await stream.send(manifest.sealed)
@@ -139,18 +187,27 @@ async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trai
         quorum=config.averaging.quorum,
         on_partition=config.averaging.on_partition,
         last_outer_step=config.outer.steps,
-        caps=peer.config.caps,
-        partial=PartialState(peer.folder.path),
+        caps=lambda: user.limits.caps,
+        partial=PartialState(peer.folder.path, peer.disk.take),
         report=peer.log.report,
         committed=lambda: saver.keep(trainer.outer_step, averager.lineage),
         abandoned=lambda state: saver.keep_fork(state),
     )
     keep, keep_every = peer.config.keep, peer.config.keep_every
-    saver = Saver(peer.folder.path, averager.state, trainer.inner_state, keep, keep_every, peer.log.report)
+    peer.checkpoint_bytes = checkpoint_needed(config)
+    saver = Saver(
+        peer.folder.path,
+        averager.state,
+        trainer.inner_state,
+        keep,
+        keep_every,
+        peer.log.report,
+        peer.disk,
+        peer.checkpoint_bytes,
+    )
     await peer.open_feed(stack, manifest, averager.doing)
-    if peer.view.moves:
-        peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / "events.jsonl")
-    peer.view.run(config, manifest.run_id, trainer.n_elements)
+    peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / "events.jsonl")
+    peer.view.run(config, manifest.run_id, trainer.n_elements, limits_words(limits_in_force(user.config)))
     with peer.view.area():
         watching = [
             asyncio.create_task(_keep_showing(peer, averager, trainer, config)),
@@ -159,11 +216,18 @@ async def _take_part(stack: AsyncExitStack, peer: Peer, manifest: Manifest, trai
         await peer.until_leaving(averager.run())
         for task in watching:
             await end(task)
-    if averager.finished and not peer.leaving.is_set():
+    user.progress = None
+    over = averager.finished and not user.stop.is_set()
+    if over:
         await _validate(peer, trainer)
-        peer.reason = "the run is over"
+    # A state that nobody else has is this peer's to go on from, whoever else waits for one.
+    others = peer.mesh.members().values()
+    user.alone = opens and trainer.outer_step == 0 and not any(status.is_member for status in others)
     # First the goodbye: nobody is to wait for this peer while it writes.
-    exit_code = await peer.leave()
+    exit_code = await peer.leave(over)
+    if exit_code is None:
+        # The process stays, so there is time for the inner step that is being taken.
+        await user.unless_ending(trainer.until_still())
     if averager.established:
         await saver.finish(trainer.outer_step, averager.lineage)
     else:
@@ -186,27 +250,30 @@ async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config
     """How far this peer is, on a terminal; elsewhere a line when it has been waiting for long."""
     loop = asyncio.get_running_loop()
     began = moved = loop.time()
-    last, hinted, rates = -1, False, Rates()
+    last, was_doing, hinted, rates = -1, "", False, Rates()
     while True:
         now, step, done = loop.time(), trainer.outer_step + 1, trainer.inner_steps_done
+        others = {member: str(at["doing"]) for member, at in averager.doing().items()}
+        doing = others.pop(peer.identity.peer, "")
+        if trainer.progress != last or doing != was_doing:
+            moved, last, was_doing, hinted = now, trainer.progress, doing, False
+        peer.user.progress = Progress(
+            outer_step=min(step, config.outer.steps),
+            outer_steps=config.outer.steps,
+            inner_step=done,
+            inner_steps=config.inner.steps,
+            tokens_per_s=trainer.tokens_per_s,
+            doing=doing,
+            others=others,
+            quorum=config.averaging.quorum,
+            rates=rates.look(now, averager.round_bytes),
+            given=peer.view.given,
+            run_s=now - began,
+            still_s=now - moved if doing == "training" else 0.0,
+            limits=tuple(limits_words(limits_in_force(peer.user.config))),
+        )
         if peer.view.moves:
-            others = {member: str(at["doing"]) for member, at in averager.doing().items()}
-            progress = Progress(
-                outer_step=min(step, config.outer.steps),
-                outer_steps=config.outer.steps,
-                inner_step=done,
-                inner_steps=config.inner.steps,
-                tokens_per_s=trainer.tokens_per_s,
-                doing=others.pop(peer.identity.peer, ""),
-                others=others,
-                quorum=config.averaging.quorum,
-                rates=rates.look(now, averager.round_bytes),
-                given=peer.view.given,
-                run_s=now - began,
-            )
-            peer.view.draw(progress)
-        elif trainer.progress != last:
-            moved, last, hinted = now, trainer.progress, False
+            peer.view.draw(peer.user.progress)
         elif not hinted and done == config.inner.steps and now - moved > HINT_AFTER_S:
             hinted = True
             needs = config.averaging.quorum

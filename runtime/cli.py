@@ -13,7 +13,7 @@ import typer
 
 from peers.errors import NetworkError
 from peers.identity import IdentityError
-from runtime.commands import dashboard, demo, init, invite, peer, plan, results, watch
+from runtime.commands import control, dashboard, demo, init, invite, peer, plan, results, watch
 from runtime.errors import ConfigError
 from runtime.version import version
 
@@ -86,6 +86,11 @@ _command("plan", plan.plan)
 _command("start", peer.start)
 _command("invite", invite.invite)
 _command("join", peer.join)
+_command("status", control.status)
+_command("limits", control.limits)
+_command("pause", control.pause)
+_command("resume", control.resume)
+_command("leave", control.leave)
 _command("demo", demo.demo)
 _command("watch", watch.watch)
 _command("dashboard", dashboard.dashboard)

@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peers.caps import Caps
 from runtime.errors import ConfigError
+from runtime.limits import OFF, Limits, parse_hours, parse_rate, parse_size
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,36 @@ class PeerConfig:
     """File with the peer's private Ed25519 key, mode 0600."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
-    threads: int = 0
-    """CPU threads for training; 0 leaves the choice to PyTorch."""
+    config: Path | None = None
+    """A peer file: TOML with these flags as keys, ``up = "2MB/s"``. Without it ``peer.toml`` in the folder is read if
+    there is one. What the command line says comes before it."""
     data: str | None = None
     """Text file, folder or glob to train on, where the run's data.source is files."""
     host: str = "0.0.0.0"
     """IP address to listen on: all interfaces, since others have to reach a peer."""
     port: int = 0
     """TCP port to listen on; 0 takes the one that the folder's peer had before, or else a free one."""
-    upload: float = 0.0
-    """Mbit/s that shares, results and states may take of the link, as its device counts them; 0 for no limit."""
-    download: float = 0.0
-    """Mbit/s that shares, results and states may bring over the link; 0 for no limit."""
+    up: str = OFF
+    """What shares, results and states may take of the link, as its device counts them: 2MB/s, 500kB/s or 10Mbit/s."""
+    down: str = OFF
+    """What they may bring over the link."""
+    threads: int = 0
+    """CPU threads for training; 0 leaves the choice to PyTorch."""
+    memory: str = OFF
+    """Memory of the machine that the peer may hold: 4GB. A run that needs more is refused, and a peer that comes to
+    hold more pauses."""
+    disk: str = OFF
+    """What the folder may hold: 10GB. A run that needs more is refused; then fewer checkpoints are kept, then no more
+    log lines, and at last no checkpoint is written."""
+    hours: str = OFF
+    """Times of the day at which the peer takes part, by this machine's clock: 22:00-07:00, or several with commas."""
+    pause_on_battery: bool = False
+    """Pause while the machine runs on its battery."""
+    pause_when_busy: bool = False
+    """Pause while other programs use more than half of all cores, until they use less than a quarter. What they do with
+    a GPU is not looked at."""
+    nice: int = 10
+    """How far training gives way to other programs, as with the program nice; 0 for not at all."""
     keep: int = 2
     """Checkpoints that stay on disk, the newest; at least one."""
     keep_every: int = 0
@@ -122,8 +142,17 @@ class PeerConfig:
     """Seconds that an inner step takes at least, asleep beyond its own work: many peers then share a few cores."""
 
     @property
-    def caps(self) -> Caps:
-        return Caps(round(self.upload * 1e6 / 8), round(self.download * 1e6 / 8))
+    def limits(self) -> Limits:
+        """In numbers; of a configuration that is valid."""
+        return Limits(
+            Caps(parse_rate(self.up), parse_rate(self.down)),
+            self.threads,
+            parse_size(self.memory),
+            parse_size(self.disk),
+            parse_hours(self.hours),
+            self.pause_on_battery,
+            self.pause_when_busy,
+        )
 
 
 @dataclass(frozen=True)
@@ -169,9 +198,26 @@ POSITIVE = number("above 0 and at most 1000", lambda value: 0 < value <= 1000)
 COUNT, COUNT_OR_0, SEED = whole(1, 2**31 - 1), whole(0, 2**31 - 1), whole(0, 2**63 - 1)
 
 
-def mbit(least: float) -> Allowed:
-    words = f"of Mbit/s from {least:g} to 100000, or 0 for no limit"
-    return number(words, lambda value: value == 0 or least <= value <= 100_000)
+def text(words: str, parse: Callable[[str], object], accepts: Callable[[Any], bool] = lambda parsed: True) -> Allowed:
+    """What ``parse`` makes something of that ``accepts`` takes."""
+
+    def allowed(value: object) -> bool:
+        try:
+            return isinstance(value, str) and accepts(parse(value))
+        except ValueError:
+            return False
+
+    return Allowed(words, allowed)
+
+
+def rate(least: str) -> Allowed:
+    words = f"a rate such as 2MB/s, 500kB/s or 10Mbit/s, from {least} to 12.5GB/s, or off"
+    return text(words, parse_rate, lambda rate: not rate or parse_rate(least) <= rate <= 12_500_000_000)
+
+
+def size(least: str) -> Allowed:
+    words = f"a size such as 4GB, at least {least}, or off"
+    return text(words, parse_size, lambda size: not size or parse_size(least) <= size)
 
 
 RUN_LIMITS: Mapping[str, Allowed] = {
@@ -197,14 +243,21 @@ RUN_LIMITS: Mapping[str, Allowed] = {
     "averaging.on_partition": one_of("fork", "stop"),
 }
 
+# What can be changed while a peer runs.
+CHANGEABLE = ("up", "down", "threads", "memory", "disk", "hours", "pause_on_battery", "pause_when_busy")
+
 PEER_LIMITS: Mapping[str, Allowed] = {
     "device": Allowed("auto, cpu, cuda or cuda:N", _is_device),
-    "threads": whole(0, 4096),
     "host": Allowed("an IP address of this machine, or 0.0.0.0 for all of them", _is_ip),
     "port": whole(0, 65535),
     # Below these a frame, or what several peers begin to send at once, takes too much of five seconds.
-    "upload": mbit(1),
-    "download": mbit(4),
+    "up": rate("125kB/s"),
+    "down": rate("500kB/s"),
+    "threads": whole(0, 4096),
+    "memory": size("100MB"),
+    "disk": size("10MB"),
+    "hours": text("hours such as 22:00-07:00, or several with commas, or off", parse_hours),
+    "nice": whole(0, 19),
     "keep": whole(1, 1000),
     "keep_every": COUNT_OR_0,
     "metrics_port": whole(0, 65535),
@@ -223,7 +276,18 @@ def validate(config: RunConfig | PeerConfig, where: str = "run file") -> None:
         for attribute in key.split("."):
             value = getattr(value, attribute)
         if not allowed.accepts(value):
-            raise ConfigError(f"{where}: {key} is {shown(value)}, but must be {allowed.words}")
+            name = key if isinstance(config, RunConfig) else as_flag(key)
+            raise ConfigError(f"{where}: {name} is {shown(value)}, but must be {allowed.words}")
+
+
+def limits_in_force(config: PeerConfig) -> dict[str, object]:
+    """As they are written, by the names that they have on the command line."""
+    return {as_flag(field): getattr(config, field) for field in CHANGEABLE}
+
+
+def as_flag(field: str) -> str:
+    """How a field of ``PeerConfig`` is written on the command line, behind two dashes, and in a peer file."""
+    return field.replace("_", "-")
 
 
 def shown(value: object) -> str:

@@ -16,8 +16,9 @@ HIDDEN = ("exit_with_stdin", "inner_step_s")
 PLACES = {
     "folder": "`start`: beside the run file, `run.peer`; `join`: `~/.local/share/atoll/` and 12 digits of the run id",
     "key": "`~/.config/atoll/identity.key`, made if it is not there",
+    "config": "`peer.toml` in the folder, if there is one",
 }
-UNLIMITED = {"folder": "a folder", "key": "a file", "data": "a file, folder or glob"}
+UNLIMITED = {"folder": "a folder", "key": "a file", "config": "a file", "data": "a file, folder or glob"}
 
 HEAD = """\
 # Every setting
@@ -45,7 +46,16 @@ PRESETS = """\
 FLAGS = """\
 ## The flags of a peer
 
-Of `atoll start FILE` and `atoll join INVITE` alike.
+Of `atoll start FILE` and `atoll join INVITE` alike. All but `--folder`, `--config` and `--anew` may stand in a peer
+file as well, without the dashes before them. What the command line says comes first, then the file, then the defaults:
+
+    up = "2MB/s"
+    hours = "22:00-07:00"
+    pause-on-battery = true
+
+`atoll limits` changes `--up`, `--down`, `--threads`, `--memory`, `--disk`, `--hours`, `--pause-on-battery` and
+`--pause-when-busy` of a peer that runs, until it ends or, with `--save`, in its file too. Rates and sizes are powers of
+ten; `MB/s` are bytes and `Mbit/s` bits.
 """
 
 TAIL = """\

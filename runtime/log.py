@@ -18,11 +18,14 @@ SCHEMA = 1
 
 
 class EventLog:
-    """Appends events to a file, each line written whole and at once, and hands them to whoever listens."""
+    """Appends events to a file, each line written whole and at once, and hands them to whoever listens.
 
-    def __init__(self, path: Path, peer: str) -> None:
+    Args: may_write says whether the user's limit has room for so many bytes.
+    """
+
+    def __init__(self, path: Path, peer: str, may_write: Callable[[int], bool] = lambda n_bytes: True) -> None:
         self.listener: Callable[[Event], None] = lambda event: None
-        self._peer = peer
+        self._peer, self._may_write = peer, may_write
         self._file = path.open("ab", buffering=0)
         self._torn = _is_torn(path)
         self._failing = False
@@ -42,6 +45,8 @@ class EventLog:
 
     def _write(self, line: bytes) -> str:
         """Why the line is not in the file, empty if it is."""
+        if not self._may_write(len(line)):
+            return "the limit for the disk is reached"
         try:
             if self._torn:
                 self._file.write(b"\n")

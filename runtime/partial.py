@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,10 +10,13 @@ PARTIAL = "joining"
 
 
 class PartialState:
-    """A file for each piece, named by its digest. What a full disk does not take is fetched again after a restart."""
+    """A file for each piece, named by its digest. What a full disk does not take is fetched again after a restart.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / PARTIAL
+    Args: may_write says whether the user's limit has room for so many bytes.
+    """
+
+    def __init__(self, folder: Path, may_write: Callable[[int], bool] = lambda n_bytes: True) -> None:
+        self._folder, self._may_write = folder / PARTIAL, may_write
 
     def recall(self, digest: bytes) -> bytes | None:
         """What was kept under this name; whoever asks checks it."""
@@ -22,6 +25,8 @@ class PartialState:
         return None
 
     def keep(self, digest: bytes, piece: bytes) -> None:
+        if not self._may_write(len(piece)):
+            return
         with suppress(OSError):
             self._folder.mkdir(exist_ok=True)
             (self._folder / digest.hex()).write_bytes(piece)

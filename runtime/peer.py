@@ -1,12 +1,9 @@
-"""One peer on the network: its key, its log, its links to the others, and how the user ends it."""
+"""One peer on the network: its key, its log, and its links to the others, until its user wants it to leave."""
 
 import asyncio
-import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 from peers.addresses import MARK, if_free
@@ -21,16 +18,18 @@ from peers.service import Mesh
 from peers.transport import Transport
 from runtime.averaging.statesync import STATE_PROTOCOL
 from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
-from runtime.config import PeerConfig
+from runtime.checkpoints import found
+from runtime.disk import Allotment, folder_bytes
 from runtime.errors import ConfigError
-from runtime.folder import Folder, lock, unwritable
+from runtime.folder import Folder, unwritable
 from runtime.invite import MOST_INVITING, Invite, format_invite
 from runtime.log import SCHEMA, Event, EventLog
 from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
 from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
 from runtime.monitor.history import HISTORY_FILE, History
-from runtime.view import View
+from runtime.tasks import end
+from runtime.user import User
 
 T = TypeVar("T")
 
@@ -38,38 +37,34 @@ MANIFEST_PROTOCOL = "atoll-manifest-1"
 BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
-EXIT_INTERRUPTED = 130
+# Addresses, invite, manifest: more than they take.
+SMALL_FILES_BYTES = 1 << 16
 
 
 class Peer:
-    """The parts of one peer that live as long as its process."""
+    """The parts of one peer that live as long as it takes part."""
 
-    def __init__(
-        self, config: PeerConfig, p2pd: P2pdTransport, discovery: DhtDiscovery, view: View, metrics: Metrics | None
-    ) -> None:
+    def __init__(self, user: User, p2pd: P2pdTransport, discovery: DhtDiscovery, metrics: Metrics | None) -> None:
+        config = user.config
         self.identity = Identity.load(config.key)
         self.metrics = metrics
-        self.config, self.folder, self.view = config, Folder(config.folder), view
+        self.user, self.config, self.folder, self.view = user, config, Folder(config.folder), user.view
         self._direct = DirectTransport(self.identity, p2pd, BULK)
-        self.transport: Transport = CappedTransport(self._direct, BULK, config.caps)
+        self.transport: Transport = CappedTransport(self._direct, BULK, lambda: user.limits.caps)
         self.run_id = ""
         self.log: EventLog
         self.mesh: Mesh
         self._history: History
         self._feed: Feed | None = None
         self._p2pd, self._discovery = p2pd, discovery
-        self.leaving = asyncio.Event()
-        self._exit_code = 0
-        self.reason = ""
+        self.disk = Allotment(config.folder, lambda: user.limits.disk_bytes)
+        self.checkpoint_bytes = 0
+        """The most that one takes, once the run is known: logs leave room for it."""
 
     @classmethod
-    async def go_online(
-        cls, stack: AsyncExitStack, config: PeerConfig, bootstrap: tuple[str, ...], view: View
-    ) -> "Peer":
+    async def go_online(cls, stack: AsyncExitStack, user: User, bootstrap: tuple[str, ...]) -> "Peer":
         """Listen and find the DHT; ``stack`` undoes it. Dead bootstrap addresses are no error: they may come back."""
-        for path in (config.folder, config.key):
-            stack.callback(lock(path))
-        metrics = None
+        config, metrics = user.config, None
         if config.metrics_port:
             metrics = Metrics()
             stack.callback(serve(metrics, config.metrics_port))
@@ -88,7 +83,7 @@ class Peer:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
-        peer = cls(config, p2pd, discovery, view, metrics)
+        peer = cls(user, p2pd, discovery, metrics)
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
         await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
         stack.push_async_callback(peer._direct.close)
@@ -96,15 +91,15 @@ class Peer:
 
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
-        self.run_id = run_id
+        self.run_id, self.user.peer, self.user.has_entered = run_id, self.identity.peer, True
         if self.metrics is not None:
             self.metrics.enter(run_id, self.identity.peer)
         try:
-            self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer)
+            self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer, self._may_log)
         except OSError as error:
             raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
-        self._history = History(self.folder.path / HISTORY_FILE)
+        self._history = History(self.folder.path / HISTORY_FILE, self._may_log)
         self._direct.linked = lambda member, kind: self.log.report("link", member=member, kind=kind)
         self.log.listener = self._on_event
         nothing = Status(Role.JOINING, 0, bytes(32), 0)
@@ -122,7 +117,13 @@ class Peer:
         )
         meshing = asyncio.create_task(self.mesh.run())
         stack.push_async_callback(end, meshing)
-        self._listen_to_the_user()
+
+    def bytes_that_stay(self) -> int:
+        """In the folder, whatever comes: all but the checkpoints, of which only the newest has to."""
+        return folder_bytes(self.folder.path) - sum(folder_bytes(one.path) for one in found(self.folder.path)[0])
+
+    def _may_log(self, n_bytes: int) -> bool:
+        return self.disk.take(n_bytes, leaving=self.checkpoint_bytes + SMALL_FILES_BYTES)
 
     def _strike(self, peer: str, reason: str) -> None:
         self.log.report("strike", member=peer, reason=reason)
@@ -165,32 +166,13 @@ class Peer:
         await self.transport.serve(WATCH_PROTOCOL, self._feed.serve)
         stack.push_async_callback(end, asyncio.create_task(self._feed.keep_telling()))
 
-    def _listen_to_the_user(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._ask_to_leave, "interrupted", EXIT_INTERRUPTED)
-        loop.add_signal_handler(signal.SIGTERM, self._ask_to_leave, "told to end", 0)
-        if self.config.exit_with_stdin:
-
-            def wait_forend() -> None:
-                # Unbuffered: a daemon thread that holds the buffer's lock at exit would abort the process.
-                while os.read(0, 4096):
-                    pass
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._ask_to_leave, "its parent ended", 0)
-
-            threading.Thread(target=wait_forend, name="stdin", daemon=True).start()
-
-    def _ask_to_leave(self, reason: str, exit_code: int) -> None:
-        self.reason, self._exit_code = reason, exit_code
-        self.leaving.set()
-
     async def until_leaving(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """The result of ``work``, or None if the user wants to leave before it ends.
+        """The result of ``work``, or None if the user wants the peer to leave before it ends.
 
         Raises: NetworkError if the network underneath has failed.
         """
         task = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self.leaving.wait())
+        leaving = asyncio.ensure_future(self.user.stop.wait())
         failed = asyncio.ensure_future(self._p2pd.wait_failed())
         try:
             await asyncio.wait([task, leaving, failed], return_when=asyncio.FIRST_COMPLETED)
@@ -208,7 +190,11 @@ class Peer:
         addresses = dict.fromkeys((*await self._p2pd.addresses(), *others))
         invite = Invite(self.run_id, tuple(addresses)[:MOST_INVITING])
         self.folder.keep_invite(invite)
-        print(f"invite: {format_invite(invite)}", flush=True)
+        text = format_invite(invite)
+        # After a pause it is as a rule the same.
+        if text != self.user.printed_invite:
+            self.user.printed_invite = text
+            print(f"invite: {text}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
         """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.
@@ -261,15 +247,15 @@ class Peer:
             await asyncio.sleep(0.1)
         return False
 
-    async def leave(self) -> int:
-        self.log.report("left", reason=self.reason)
+    async def leave(self, over: bool = False) -> int | None:
+        """Say goodbye: because the run is over, or because the user wants it.
+
+        Returns: the exit code of the process, None if the peer only pauses.
+        """
+        reason = "the run is over" if over else self.user.stop_reason
+        self.log.report("left", reason=reason)
         # What comes from now on is the others' answer to the goodbye, and no news.
         self.mesh.listener = lambda event: None
-        await self.mesh.leave(self.reason)
-        return self._exit_code
-
-
-async def end(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait until it is over."""
-    task.cancel()
-    await asyncio.wait([task])
+        # When and why somebody uses their own machine is theirs alone.
+        await self.mesh.leave("paused" if reason.startswith("paused") else reason)
+        return 0 if over else self.user.exit_code

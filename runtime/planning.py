@@ -13,6 +13,8 @@ from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.results import KEPT_BYTES, LEAST_KEPT, MOST_KEPT
 from runtime.averaging.shards import FAST_BYTES_PER_S, Link, least_time, shard_parts
 from runtime.config import RunConfig
+from runtime.errors import ConfigError
+from runtime.limits import Limits, size_words
 from runtime.training.model import PRESETS
 
 # Median of four peers on loopback (benchmarks/README.md); elsewhere it is what a message takes there and back.
@@ -25,6 +27,16 @@ GOOD_UTILISATION = 0.8
 CHECKPOINTS_ON_DISK = 3
 # States that others download at the same time, at most.
 MOST_JOINING = 2
+
+
+# What Python, PyTorch, p2pd and the links hold before there is a model: resident, of a peer that trains `toy`.
+PROCESS_BYTES = 450_000_000
+# Beside its tensors a checkpoint has a few names and numbers.
+CHECKPOINT_HEAD_BYTES = 1 << 16
+# Some thousands of outer steps of events, and the history.
+LOG_BYTES = 10_000_000
+# As in the table of docs/volunteer.md: what a peer holds hardly depends on it.
+USUAL_PEERS = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,45 @@ def make_plan(
     times = _times(config, payload, links, 8 * n_parameters, step_s)
     plan = Plan((*size, *traffic, *times), ())
     return Plan(plan.figures, tuple(_warnings(config, plan, links, step_s)))
+
+
+def memory_needed(config: RunConfig, on_cpu: bool) -> int:
+    """Bytes of the machine's memory that a peer holds, at least: what a batch needs is not in it."""
+    plan = _usual_plan(config)
+    return round(PROCESS_BYTES + plan["host_memory_bytes"] + (plan["device_memory_bytes"] if on_cpu else 0))
+
+
+def checkpoint_needed(config: RunConfig) -> int:
+    """Bytes of one checkpoint, at most."""
+    return round(_usual_plan(config)["checkpoint_bytes"]) + CHECKPOINT_HEAD_BYTES
+
+
+def _usual_plan(config: RunConfig) -> Plan:
+    links = [FAST_BYTES_PER_S] * USUAL_PEERS
+    return make_plan(config, links, links, None)
+
+
+def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: int) -> None:
+    """Whether a peer can take part in a run with what its user lends, before it takes any of it.
+
+    Args: kept_bytes are on the disk already and stay there.
+    Raises: ConfigError, a sentence for the user.
+    """
+    memory = memory_needed(config, on_cpu)
+    if limits.memory_bytes and memory > limits.memory_bytes:
+        have, need = size_words(limits.memory_bytes), size_words(memory)
+        raise ConfigError(
+            f"this run needs {need} of memory, and what a batch takes, but --memory is {have}: raise it, or join a run "
+            "with a smaller model"
+        )
+    # A new one is whole before an old one goes.
+    disk = 2 * checkpoint_needed(config) + LOG_BYTES + kept_bytes
+    if limits.disk_bytes and disk > limits.disk_bytes:
+        have, need = size_words(limits.disk_bytes), size_words(disk)
+        raise ConfigError(
+            f"this run needs {need} of the disk, two checkpoints and the logs, but --disk is {have}: raise it, or "
+            "join a run with a smaller model"
+        )
 
 
 def _memory(n_parameters: int, payload: int, n: int, lossy: bool) -> list[Figure]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peers.wire import short
 from runtime.log import Event, parse_events
@@ -78,16 +79,41 @@ class Progress:
     given: Given
     run_s: float
     """Since this peer began to take part."""
+    still_s: float = 0.0
+    """Since its training moved last, if it is training now."""
+    limits: tuple[str, ...] = ()
+    """What its user lends, in words; empty where there is no limit."""
+
+    def figures(self) -> dict[str, object]:
+        """For JSON: flat, rates and what was given by names of their own."""
+        beside = ("doing", "rates", "given", "limits")
+        figures = {name: value for name, value in vars(self).items() if name not in beside}
+        up, down = self.rates
+        given = {"given_tokens": self.given.tokens, "given_outer_steps": self.given.outer_steps}
+        return {**figures, "up_bytes_per_s": round(up), "down_bytes_per_s": round(down), **given}
+
+
+def progress_from(figures: Mapping[str, Any]) -> Progress:
+    """The reverse of ``Progress.figures``, with ``doing`` beside them.
+
+    Raises: KeyError if there is one missing.
+    """
+    names = ("outer_step", "outer_steps", "inner_step", "inner_steps", "tokens_per_s", "doing", "others", "quorum")
+    rates = figures["up_bytes_per_s"], figures["down_bytes_per_s"]
+    given = Given(figures["given_tokens"], figures["given_outer_steps"])
+    return Progress(**{name: figures[name] for name in names}, rates=rates, given=given, run_s=figures["run_s"])
 
 
 def lines(progress: Progress, columns: int, download: Sequence[str] = (), ascii_only: bool = False) -> list[str]:
-    """The three lines of the status area, none longer than ``columns``.
+    """The three lines of the status area, and one for limits if there are any; none longer than ``columns``.
 
     Args:
         download: how far the download of a state is, empty if none is going.
     """
     doing = list(download) or doing_words(progress)
-    return [fitted(parts, columns) for parts in (step_words(progress, ascii_only), doing, share_words(progress))]
+    limits = [["limits:", *progress.limits]] if progress.limits else []
+    parts = (step_words(progress, ascii_only), doing, share_words(progress), *limits)
+    return [fitted(one, columns) for one in parts]
 
 
 def step_words(progress: Progress, ascii_only: bool = False) -> list[str]:

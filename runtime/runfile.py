@@ -34,13 +34,17 @@ def load_run_file(path: Path) -> RunConfig:
         ) from None
     if not text.strip():
         raise ConfigError(f"{path}: is empty; write a run file with: atoll init")
+    return run_config_from_table(toml_table(text, str(path)), str(path))
+
+
+def toml_table(text: str, where: str) -> dict[str, Any]:
+    """Raises: ConfigError that starts with ``where``."""
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except ValueError as error:  # beside TOMLDecodeError: a number of more than 4300 digits
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
-    return run_config_from_table(table, str(path))
+        raise ConfigError(f"{where}: not valid TOML: nested too deeply") from None
 
 
 def run_config_from_table(table: Mapping[str, object], where: str) -> RunConfig:
@@ -65,11 +69,12 @@ def _read_section(section: type[Any], table: Mapping[str, object], where: str, p
                 raise ConfigError(f"{where}: {name} is {shown(value)}, but is a section; write it as [{name}]")
             values[key] = _read_section(types[key], value, where, f"{name}.")
         else:
-            values[key] = _typed(value, types[key], where, name)
+            values[key] = typed(value, types[key], where, name)
     return section(**values)
 
 
-def _typed(value: object, wanted: type, where: str, name: str) -> object:
+def typed(value: object, wanted: type, where: str, name: str) -> object:
+    """``value`` as the type that a field has. Raises: ConfigError."""
     if wanted is float and type(value) is int:
         try:
             return float(value)
@@ -87,7 +92,7 @@ def _unknown(name: str) -> str:
     last = name.rsplit(".", 1)[-1]
     near = [one for one in known if one.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-    return f"{_one_line(name)}; {hint}"
+    return f"{one_line(name)}; {hint}"
 
 
 def _known_names(section: type[Any], prefix: str = "") -> Iterable[str]:
@@ -122,7 +127,7 @@ def _render_section(section: Any, title: str, reasons: Mapping[str, str]) -> Ite
             yield from (f"# {line}" for line in _wrapped(docs[name]))
             if why := reasons.get(f"{title}.{name}" if title else name):
                 yield from (f"# {line}" for line in _wrapped(f"Here: {why}"))
-            yield f"{name} = {_toml_value(value)}"
+            yield f"{name} = {toml_value(value)}"
     for name, value in own:
         if is_dataclass(value):
             yield from _render_section(value, f"{title}.{name}" if title else name, reasons)
@@ -153,7 +158,7 @@ def field_docs(section: type[Any]) -> dict[str, str]:
     return docs | {item.name: "" for item in fields(section) if item.name not in docs}
 
 
-def _toml_value(value: object) -> str:
+def toml_value(value: object) -> str:
     match value:
         case bool():
             return "true" if value else "false"
@@ -166,5 +171,5 @@ def _toml_value(value: object) -> str:
             raise TypeError(f"no TOML form for {type(value).__name__}")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return text if text.isprintable() and len(text) <= 80 else shown(text)

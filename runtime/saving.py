@@ -7,13 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, prune
+from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, found, prune
+from runtime.disk import Allotment
 from runtime.state import State
 from runtime.training.checkpoint import save_checkpoint
 from runtime.training.inner import InnerState
 
 # Saving takes at most this share of the time: small models are saved at every outer step.
 SAVING_SHARE = 0.05
+# More than events and history grow by from one checkpoint to the next.
+LOG_BYTES = 1 << 20
 
 
 class Saver:
@@ -23,6 +26,8 @@ class Saver:
         copy: a copy of the peer's present state, from any thread, in the memory that it is given.
         inner: this peer's own training, None while that is not still.
         keep: how many of the newest stay, and of every ``keep_every``-th outer step (0: none) one.
+        disk, checkpoint_bytes: what the folder may hold, and the most that a checkpoint takes of it. With less room
+            fewer stay, at least one; with none beside that one, none is written.
     """
 
     def __init__(
@@ -33,9 +38,12 @@ class Saver:
         keep: int,
         keep_every: int,
         report: Callable[..., None],
+        disk: Allotment,
+        checkpoint_bytes: int,
     ) -> None:
         self._folder, self._copy, self._inner, self._report = folder, copy, inner, report
         self._keep, self._keep_every = keep, keep_every
+        self._disk, self._checkpoint_bytes = disk, checkpoint_bytes
         self._again_at = 0.0
         self._saving: asyncio.Task[None] | None = None
         self._forks: set[asyncio.Task[None]] = set()
@@ -52,7 +60,11 @@ class Saver:
 
     def keep_fork(self, state: State) -> str:
         """Write the state of a history that this peer leaves; where, in its folder."""
-        write = partial(save_checkpoint, self._folder, state, fork=True)
+
+        def write() -> None:
+            self._take_room()
+            save_checkpoint(self._folder, state, fork=True)
+
         task = asyncio.create_task(self._attempt(state.outer_step, write))
         self._forks.add(task)
         task.add_done_callback(self._forks.discard)
@@ -84,9 +96,26 @@ class Saver:
 
     # In a thread.
 
+    def _thin(self) -> None:
+        """Let go of checkpoints that are not to stay, and of more until another has room, and the log."""
+        prune(self._folder, self._keep, self._keep_every)
+        self._disk.look()
+        n_kept = len(found(self._folder)[0])
+        while n_kept > 1 and not self._disk.has(self._checkpoint_bytes + LOG_BYTES):
+            n_kept -= 1
+            prune(self._folder, n_kept, 0)
+            self._disk.look()
+
+    def _take_room(self) -> None:
+        """Raises: OSError if there is none."""
+        self._thin()
+        if not self._disk.take(self._checkpoint_bytes):
+            raise OSError("the limit for the disk has no room for a second one beside it")
+
     def _copy_and_write(self, lineage: bytes, inner: InnerState | None) -> None:
+        self._take_room()
         state = self._copy(self._memory)
         self._memory = state.anchor_P, state.momentum_P, state.lost_P
         # The next outer step may have been quicker; what this peer has trained since the one before is not of it.
         save_checkpoint(self._folder, state, inner if state.lineage == lineage else None)
-        prune(self._folder, self._keep, self._keep_every)
+        self._thin()

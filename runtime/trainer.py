@@ -1,14 +1,18 @@
 """Training as averaging wants it: a replica whose inner steps run in a thread of their own."""
 
 import asyncio
+import ctypes
+import functools
+import gc
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from runtime.config import PeerConfig, RunConfig
+from runtime.machine import wait_with_work
 from runtime.training.data import load_corpus
 from runtime.training.inner import InnerState
 from runtime.training.model import build_model, flatten
@@ -19,16 +23,27 @@ from runtime.training.replica import InnerResult, Replica
 LAST_INNER_STEP_S = 1.5
 
 
-def share_threads(wanted: int) -> int:
-    """Keep this thread, the event loop's, to one CPU thread; how many the training thread is to have.
+@functools.cache
+def share_threads() -> int:
+    """Keep this thread, the event loop's, to one CPU thread; how many PyTorch chose before, for the training thread.
 
     With as many for both, the chunks of a round wait for cores that an inner step has: rounds of 20 ms took a second.
     """
-    n_threads = wanted or torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # Makes this thread take the number over now: from then on what others set is theirs alone.
     torch.get_num_threads()
     return n_threads
+
+
+def give_back_memory() -> None:
+    """To the system, what a model that was let go of has left in this process."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    # glibc keeps what was freed in small parts; other systems have no such call.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class AuxiliaryTrainer:
@@ -70,6 +85,9 @@ class AuxiliaryTrainer:
         self.momentum_P.copy_(momentum_P)
         self.outer_step = outer_step
 
+    async def until_still(self) -> None:
+        """It always is."""
+
     def inner_state(self) -> None:
         """It has none of its own."""
 
@@ -81,12 +99,15 @@ class AuxiliaryTrainer:
 
 
 class ReplicaTrainer:
-    """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time."""
+    """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time.
+
+    Args: n_threads says how many CPU threads the next phase is to have.
+    """
 
     trains = True
 
-    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str, n_threads: int) -> None:
-        self._n_threads = n_threads
+    def __init__(self, run_config: RunConfig, peer_config: PeerConfig, peer: str, n_threads: Callable[[], int]) -> None:
+        self._n_threads, self._nice = n_threads, peer_config.nice
         data = run_config.data
         corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
         seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
@@ -98,6 +119,9 @@ class ReplicaTrainer:
         self._inner_steps = run_config.inner.steps
         self._is_still = True
         """Whether no inner step is being taken, as far as the event loop knows."""
+        self._ended = asyncio.Event()
+        """No thread is in a phase. Set in the beginning."""
+        self._ended.set()
 
     @property
     def outer_step(self) -> int:
@@ -146,6 +170,7 @@ class ReplicaTrainer:
         done: asyncio.Future[InnerResult] = loop.create_future()
 
         def tell(result: InnerResult | None, error: BaseException | None) -> None:
+            self._ended.set()
             if done.done():
                 return
             if result is not None:
@@ -155,7 +180,8 @@ class ReplicaTrainer:
 
         def work() -> None:
             result, failure = None, None
-            torch.set_num_threads(self._n_threads)
+            wait_with_work(self._nice)
+            torch.set_num_threads(self._n_threads())
             try:
                 result = self.replica.train(stop.is_set)
             except BaseException as error:
@@ -166,6 +192,7 @@ class ReplicaTrainer:
 
         thread = threading.Thread(target=work, name="training", daemon=True)
         self._is_still = False
+        self._ended.clear()
         thread.start()
         try:
             result = await done
@@ -176,6 +203,11 @@ class ReplicaTrainer:
             await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
             self._is_still = not thread.is_alive()
             raise
+
+    async def until_still(self) -> None:
+        """Wait for an inner step that has outlasted its cancelled phase: it is in what is saved then."""
+        await self._ended.wait()
+        self._is_still = True
 
     def pseudo_gradient(self) -> Tensor:
         return self.replica.pseudo_gradient()

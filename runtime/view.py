@@ -1,5 +1,6 @@
 """What a volunteer sees of their own peer: lines for what happens and, on a terminal, how far it is below them."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
@@ -36,12 +37,18 @@ class View:
         self.say(f"{what} ...")
         return nullcontext()
 
-    def run(self, config: RunConfig, run_id: str, n_elements: int) -> None:
+    def pausing(self, why: str) -> AbstractContextManager[object]:
+        """Shows on a terminal that the peer waits, until the block ends; elsewhere the line that told of it stands."""
+        return self._console.status(f"paused: {why}; Ctrl-C ends it") if self.moves else nullcontext()
+
+    def run(self, config: RunConfig, run_id: str, n_elements: int, limits: Sequence[str] = ()) -> None:
         self._last_step = config.outer.steps
         self.say(
             f"run {config.name} ({run_id[:12]}): {n_elements:,} parameters, {config.outer.steps} outer steps of "
             f"{config.inner.steps} inner steps; Ctrl-C leaves"
         )
+        if limits:
+            self.say(f"limits: {', '.join(limits)}")
 
     def say(self, line: str) -> None:
         # Some of it is other peers' words: nothing in them is to move the cursor.
@@ -129,6 +136,7 @@ class View:
                 return f"this peer's work came too late for {missed} outer steps in a row: its link is too slow"
             case "waiting", {"outer_step": step, "needs": needs}:
                 return f"outer step {step} waits for more members: it needs {needs}"
-            case "left", {"reason": reason}:
-                return f"goodbye: {reason}"
+            case "left", {"reason": str(reason)}:
+                # Of a pause there was a line when it was decided.
+                return None if reason.startswith("paused") else f"goodbye: {reason}"
         return None

@@ -21,6 +21,7 @@ PURE = {
         f"runtime/{name}.py"
         for name in ("training/outer", "config", "runfile", "invite", "demo/report", "progress", "presets", "planning")
     ),
+    *(f"runtime/{name}.py" for name in ("limits", "pausing", "peerfile")),
 }
 # Third party -> the files that may import it.
 ONLY_IN = {
@@ -31,6 +32,7 @@ ONLY_IN = {
     "fastapi": {"runtime/monitor/dashboard/page.py", "runtime/monitor/dashboard/server.py"},
     "uvicorn": {"runtime/monitor/dashboard/server.py"},
     "uvloop": {"runtime/commands/peer.py"},
+    "psutil": {"runtime/machine.py"},
     "prometheus_client": {"runtime/metrics.py"},
     "segno": {"runtime/qr.py"},
     "msgpack": {
@@ -59,6 +61,8 @@ NETWORK = {
 }
 MAY_USE_NETWORK = (
     "runtime/peer.py",
+    # A local socket, which nobody else can reach.
+    "runtime/control.py",
     "runtime/averaging/driver.py",
     "runtime/averaging/post.py",
     "runtime/averaging/statesync.py",

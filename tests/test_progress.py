@@ -21,6 +21,7 @@ from runtime.progress import (
     fitted,
     given_before,
     lines,
+    progress_from,
     span,
 )
 from runtime.view import View
@@ -58,6 +59,17 @@ def test_eighty_columns_tell_everything() -> None:
         "training",
         "4 members here  gave 1.23 M tokens  was in 7 outer steps  12 min in the run",
     ]
+
+
+def test_limits_have_a_line_of_their_own() -> None:
+    limited = replace(AT_WORK, limits=("up 2MB/s", "hours 22:00-07:00"))
+    assert lines(limited, 80) == [*lines(AT_WORK, 80), "limits:  up 2MB/s  hours 22:00-07:00"]
+    assert lines(limited, 20)[-1] == "limits:  up 2MB/s"
+
+
+def test_its_figures_are_json_and_make_the_same_words_elsewhere() -> None:
+    figures = json.loads(json.dumps({**AT_WORK.figures(), "doing": AT_WORK.doing}))
+    assert progress_from(figures) == AT_WORK
 
 
 def test_forty_columns_tell_what_matters_most() -> None:

@@ -35,6 +35,7 @@ def sentences() -> Iterator[tuple[str, str]]:
                 case ast.Call(func=ast.Attribute(attr="say"), args=[first, *_]) if file in (
                     "runtime/app.py",
                     "runtime/peer.py",
+                    "runtime/user.py",
                 ):
                     yield file, constant_part(first)
                 case ast.FunctionDef(name="_line") if file == "runtime/view.py":

@@ -61,7 +61,7 @@ class Averager:
         established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
         codec: of ``codecs.registry``, or "auto" with the ``codec_costs`` by which this peer chooses when it leads.
         last_outer_step: the run is over when this many outer steps are committed.
-        caps: what ``transport`` keeps to.
+        caps: what ``transport`` keeps to now.
         partial: keeps what has come of a state whose download is interrupted.
         report: called with an event's name and fields, for the log.
         on_partition: "fork" or "stop", as in ``Terms``.
@@ -87,7 +87,7 @@ class Averager:
         quorum: int,
         on_partition: str = "fork",
         last_outer_step: int,
-        caps: Caps = NO_CAPS,
+        caps: Callable[[], Caps] = lambda: NO_CAPS,
         partial: Partial | None = None,
         report: Callable[..., None],
         committed: Callable[[], None] = lambda: None,

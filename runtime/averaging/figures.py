@@ -1,5 +1,7 @@
 """What one peer measures of its own outer steps: for its event log, and for whoever watches the run."""
 
+from collections.abc import Callable
+
 from peers.caps import Caps
 from runtime.averaging.messages import Figures
 from runtime.averaging.transfer import Transfers
@@ -12,10 +14,10 @@ class OwnFigures:
 
     Args:
         device: what this peer trains on, empty if it does not.
-        transfers, caps: of its rounds, and what they keep to.
+        transfers, caps: of its rounds, and what they keep to now.
     """
 
-    def __init__(self, device: str, transfers: Transfers, caps: Caps) -> None:
+    def __init__(self, device: str, transfers: Transfers, caps: Callable[[], Caps]) -> None:
         self.error: float | None = None
         """Of the last contribution, relative, L2."""
         self.strikes = 0
@@ -57,7 +59,7 @@ class OwnFigures:
 
     def link(self) -> tuple[int, int]:
         """Bytes a second up and down, as measured and within the caps; 0 while a rate is not known."""
-        return self._caps.planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
+        return self._caps().planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
 
     def told(self, tokens: int, round_bytes: tuple[int, int]) -> Figures:
         """For the others, with a contribution of so many tokens."""

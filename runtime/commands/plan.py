@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from runtime.config import shown
 from runtime.errors import ConfigError
+from runtime.limits import size_words
 from runtime.monitor.words import time_words
 from runtime.runfile import load_run_file
 
@@ -93,13 +94,3 @@ def _figure_words(key: str, value: float) -> str:
     if key == "utilisation_ratio":
         return f"{100 * value:.1f} %"
     return f"{value:,.0f}x" if key.endswith("_ratio") else f"{value:,.0f}"
-
-
-def size_words(n_bytes: float) -> str:
-    """``0 B``, ``137 kB``, ``1.97 MB``, ``12.3 GB``: powers of ten, as links and disks have them."""
-    value, unit = n_bytes, "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB", "EB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"

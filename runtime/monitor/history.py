@@ -4,7 +4,7 @@ Each peer keeps one, on disk, so that whoever comes late sees the run from its f
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,16 +42,18 @@ _SLACK = 2
 class History:
     """Bounded: some 2 MB for 16 members, about 30 kB a member more.
 
-    Args: path is where it is kept; None keeps it in memory alone.
+    Args:
+        path: where it is kept; None keeps it in memory alone.
+        may_write: whether there is room for so many bytes.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, may_write: Callable[[int], bool] = lambda n_bytes: True) -> None:
         self._steps: dict[int, Event] = {}
         """By outer step, in order."""
         self._marks: list[Event] = []
         self._every = 1
         """Of the steps that are not whole one in so many is kept."""
-        self._path = path
+        self._path, self._may_write = path, may_write
         self._n_lines = 0
         if path is not None:
             with suppress(OSError):
@@ -114,18 +116,23 @@ class History:
         if self._n_lines > _SLACK * (len(self._steps) + len(self._marks)) + MOST_WHOLE:
             self._rewrite()
             return
+        line = json.dumps(event).encode() + b"\n"
         # On a full disk the run goes on, and so does what is in memory.
-        with suppress(OSError), self._path.open("ab") as file:
-            file.write(json.dumps(event).encode() + b"\n")
-            self._n_lines += 1
+        if self._may_write(len(line)):
+            with suppress(OSError), self._path.open("ab") as file:
+                file.write(line)
+                self._n_lines += 1
 
     def _rewrite(self) -> None:
         if self._path is None:
             return
         events = self.since(0)
+        content = b"".join(json.dumps(event).encode() + b"\n" for event in events)
+        if not self._may_write(len(content)):
+            return
         beside = self._path.with_suffix(".new")
         with suppress(OSError):
-            beside.write_bytes(b"".join(json.dumps(event).encode() + b"\n" for event in events))
+            beside.write_bytes(content)
             beside.replace(self._path)
         self._n_lines = len(events)
 

@@ -42,8 +42,8 @@ def test_a_cap_holds_over_any_five_seconds_and_is_used(way: str, mbit: float, n_
             await receive_payload(stream, Payload(n_bytes))
 
         sender, taker = network.transport("ann"), network.transport("bob")
-        await CappedTransport(taker, ["bulk"], Caps(down=cap if way == "down" else 0)).serve("bulk", take)
-        capped = CappedTransport(sender, ["bulk"], Caps(up=cap if way == "up" else 0))
+        await CappedTransport(taker, ["bulk"], lambda: Caps(down=cap if way == "down" else 0)).serve("bulk", take)
+        capped = CappedTransport(sender, ["bulk"], lambda: Caps(up=cap if way == "up" else 0))
         streams = [await capped.open("bob", (), "bulk") for _ in range(n_streams)]
         sent, uplink = Payload.of(memoryview(bytearray(n_bytes))), Uplink()
         await asyncio.gather(*(send_payload(stream, sent, uplink, count=note) for stream in streams))
@@ -67,7 +67,7 @@ def test_control_is_not_held_up_by_a_full_cap() -> None:
         bob = network.transport("bob")
         await bob.serve("bulk", take)
         await bob.serve("control", answer)
-        capped = CappedTransport(network.transport("ann"), ["bulk"], Caps(up=125_000))
+        capped = CappedTransport(network.transport("ann"), ["bulk"], lambda: Caps(up=125_000))
         bulk = await capped.open("bob", (), "bulk")
         sending = asyncio.create_task(send_payload(bulk, Payload.of(memoryview(bytearray(1 << 20))), Uplink()))
         await asyncio.sleep(1.0)
@@ -80,6 +80,38 @@ def test_control_is_not_held_up_by_a_full_cap() -> None:
         return took_s
 
     assert run_virtual(main()) < 0.05
+
+
+def test_a_changed_cap_holds_for_what_waits_already() -> None:
+    caps = [Caps(up=125_000)]
+
+    async def main() -> list[float]:
+        network, loop = MemoryNetwork(random.Random(0), 0.001, 0.002), asyncio.get_running_loop()
+        taken = list[float]()
+
+        async def take(stream: Stream) -> None:
+            while True:
+                await stream.receive(1 << 20)
+                taken.append(loop.time())
+
+        await network.transport("bob").serve("bulk", take)
+        capped = CappedTransport(network.transport("ann"), ["bulk"], lambda: caps[0])
+        streams = [await capped.open("bob", (), "bulk") for _ in range(4)]
+        began = loop.time()
+        sending = [asyncio.create_task(stream.send(bytes(1 << 20))) for stream in streams]
+        # The first alone takes 8.8 s, the fourth 35.
+        await asyncio.sleep(2.0)
+        assert not taken
+        caps[0] = Caps(up=12_500_000)
+        await asyncio.sleep(0.35)
+        caps[0] = Caps()
+        await asyncio.gather(*sending)
+        await asyncio.sleep(0.1)
+        return [at - began for at in taken]
+
+    first, *_, last = run_virtual(main())
+    assert 2.0 < first < 2.3
+    assert last < 2.7
 
 
 def test_the_plan_counts_on_the_cap_and_not_on_the_link() -> None:

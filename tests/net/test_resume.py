@@ -8,6 +8,7 @@ from pathlib import Path
 from swarm import Peer, Swarm, swarm
 
 from runtime.checkpoints import CHECKPOINTS
+from runtime.control import ask
 from runtime.log import commits, parse_events
 
 STEPS = 8
@@ -29,7 +30,7 @@ def start(made: Swarm, until: int) -> Peer:
     return peer
 
 
-def test_a_lone_peer_that_was_stopped_and_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_lone_peer_that_was_stopped_paused_and_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
@@ -47,7 +48,14 @@ def test_a_lone_peer_that_was_stopped_and_killed_goes_on_bit_for_bit(tmp_path: P
         assert peer.wait_for_exit() == 130
         within = [path.name for path in (peer.folder / CHECKPOINTS).glob("*.0000[1-3]-*")]
         assert within, "it was stopped within a phase, and has kept that"
-        peer = start(made, 5)
+        peer = start(made, 4)
+        time.sleep(0.12)
+        ask(peer.folder, {"do": "pause"})
+        while ask(peer.folder, {"do": "status"})["doing"] != "paused":
+            assert peer.process.poll() is None, peer.story()
+            time.sleep(0.02)
+        ask(peer.folder, {"do": "resume"})
+        peer.wait_for_step(6)
         time.sleep(0.1)
         peer.kill()
         peer = start(made, STEPS)

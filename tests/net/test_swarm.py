@@ -151,7 +151,7 @@ def test_an_opener_that_starts_again_joins_those_who_went_on_without_it(tmp_path
 def test_an_auxiliary_peer_reduces_for_the_others_and_is_with_them_to_the_end(tmp_path: Path) -> None:
     with swarm(tmp_path) as made:
         first, invite = made.start(outer_steps=12, quorum=2, options=("--inner-step-s", "0.2"))
-        auxiliary = made.join("auxiliary", invite, "--auxiliary", "--upload", "50", "--download", "50")
+        auxiliary = made.join("auxiliary", invite, "--auxiliary", "--up", "50Mbit/s", "--down", "50Mbit/s")
         auxiliary.wait_for("joined")
         other = made.join("other", invite, "--inner-step-s", "0.2")
         both = {first.id, other.id}

@@ -1,0 +1,106 @@
+"""The flags of a peer, declared once for all commands; with the peer file they make its configuration."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.config import PeerConfig, validate
+from runtime.limits import OFF
+from runtime.peerfile import PEER_FILE, read_peer_file
+
+KEY_DEFAULT = "~/.config/atoll/identity.key"
+
+Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="This peer's state and event log.")]
+Key = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key.", show_default=KEY_DEFAULT)]
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="These flags as TOML.", show_default=f"DIR/{PEER_FILE}")
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]
+Host = Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")]
+Port = Annotated[int, typer.Option(metavar="N", help="TCP port; 0: as before, or any free one.")]
+Up = Annotated[str, typer.Option(metavar="RATE", help="Most to send: 2MB/s, 10Mbit/s.")]
+Down = Annotated[str, typer.Option(metavar="RATE", help="Most to take.")]
+Threads = Annotated[int, typer.Option(metavar="N", help="CPU threads; 0: as PyTorch chooses.")]
+Memory = Annotated[str, typer.Option(metavar="SIZE", help="Most to hold: 4GB.")]
+Disk = Annotated[str, typer.Option(metavar="SIZE", help="Most for the folder: 10GB.")]
+Hours = Annotated[str, typer.Option(metavar="SPANS", help="When to take part: 22:00-07:00.")]
+Battery = Annotated[bool, typer.Option("--pause-on-battery", help="Pause while on battery.")]
+Busy = Annotated[bool, typer.Option("--pause-when-busy", help="Pause while others need the cores.")]
+Nice = Annotated[int, typer.Option(metavar="N", help="Gives way to others: 0 to 19.")]
+Keep = Annotated[int, typer.Option(metavar="K", help="Checkpoints that stay on disk: the newest.")]
+KeepEvery = Annotated[int, typer.Option(metavar="N", help="And one of every N-th outer step; 0: none.")]
+MetricsPort = Annotated[int, typer.Option(metavar="N", help="Port of 127.0.0.1 for Prometheus.")]
+Auxiliary = Annotated[bool, typer.Option("--auxiliary", help="Train nothing; reduce for those who do.")]
+Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
+ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
+InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]
+
+
+def _peer_options(
+    folder: Folder = None,
+    key: Key = None,
+    config: ConfigFile = None,
+    device: Device = "auto",
+    data: Data = None,
+    host: Host = "0.0.0.0",
+    port: Port = 0,
+    up: Up = OFF,
+    down: Down = OFF,
+    threads: Threads = 0,
+    memory: Memory = OFF,
+    disk: Disk = OFF,
+    hours: Hours = OFF,
+    pause_on_battery: Battery = False,
+    pause_when_busy: Busy = False,
+    nice: Nice = 10,
+    keep: Keep = 2,
+    keep_every: KeepEvery = 0,
+    metrics_port: MetricsPort = 0,
+    auxiliary: Auxiliary = False,
+    anew: Anew = False,
+    exit_with_stdin: ExitWithStdin = False,
+    inner_step_s: InnerStep = 0.0,
+) -> None:
+    """Those of `atoll start` and `atoll join`, each with the default of ``PeerConfig``."""
+
+
+def with_peer_options(command: Callable[[str, dict[str, Any]], int]) -> Callable[..., int]:
+    """The command with its own first parameter and all of these, which it is given by name, as the user said them."""
+    own, *_ = inspect.signature(command).parameters.values()
+    shared = inspect.signature(_peer_options).parameters
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+
+    @functools.wraps(command)
+    def run(context: typer.Context, **values: Any) -> int:
+        said = {name: values[name] for name in shared if _was_said(context, name)}
+        return command(values[own.name], said)
+
+    parameters = (context, own, *shared.values())
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _was_said(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    # By its name: where the enumeration is to be imported from differs between releases of typer.
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def peer_config(said: Mapping[str, Any], folder: Path, key: Path) -> PeerConfig:
+    """What the command line says, then the peer file, then the defaults.
+
+    Args: folder and key are where they are unless somebody says otherwise.
+    Raises: ConfigError.
+    """
+    folder = said.get("folder", folder)
+    file = said.get("config", folder / PEER_FILE)
+    from_file = read_peer_file(file) if "config" in said or file.exists() else {}
+    made = PeerConfig(**{"folder": folder, "key": key, **from_file, **said})
+    validate(made, "command line")
+    return made

@@ -1,0 +1,105 @@
+"""This machine as psutil sees it: other programs, the battery, this peer's memory. And taking a back seat on it."""
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+import psutil
+
+from runtime.pausing import Look
+
+# Of best effort the lowest. Idle is lower still, but on a busy disk it could keep this process from its own code.
+LOWEST_BEST_EFFORT = 7
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Processor time of all cores together, in seconds since some beginning."""
+
+    all_s: float
+    busy_s: float
+    own_s: float
+    """By this process and its children."""
+
+
+def others_share(before: Spent, after: Spent) -> float:
+    """Of all cores, what other programs used between two moments, 0 to 1."""
+    passed_s = after.all_s - before.all_s
+    if passed_s <= 0:
+        return 0.0
+    # A child that has ended takes its time with it.
+    own_s = max(after.own_s - before.own_s, 0.0)
+    return min(max((after.busy_s - before.busy_s - own_s) / passed_s, 0.0), 1.0)
+
+
+class Machine:
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._spent: Spent | None = None
+
+    def look(self) -> Look:
+        """Some milliseconds of work; to be called from one thread at a time."""
+        processes = [self._process]
+        with suppress(psutil.Error):
+            processes += self._process.children(recursive=True)
+        spent, before = _spent(processes), self._spent
+        self._spent = spent
+        return Look(
+            minute=minute_now(),
+            on_battery=_on_battery(),
+            others_share=others_share(before, spent) if before is not None else 0.0,
+            memory_bytes=_resident(processes),
+        )
+
+
+def minute_now() -> int:
+    """Of the day, by the clock on the wall."""
+    now = datetime.now()
+    return 60 * now.hour + now.minute
+
+
+def wait_with_io() -> None:
+    """Read and write after other programs, in this thread and what it begins from now on. Linux alone has it."""
+    if sys.platform == "linux":
+        with suppress(psutil.Error, OSError):
+            psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, LOWEST_BEST_EFFORT)
+
+
+def wait_with_work(nice: int) -> None:
+    """Give way to other programs in the calling thread, and in those that it begins; where threads share one niceness,
+    on macOS, in the whole process. Never raises the priority of what was started with a lower one.
+    """
+    who = threading.get_native_id() if sys.platform == "linux" else 0
+    with suppress(OSError):
+        if os.getpriority(os.PRIO_PROCESS, who) < nice:
+            os.setpriority(os.PRIO_PROCESS, who, nice)
+
+
+def _spent(processes: list[psutil.Process]) -> Spent:
+    times = psutil.cpu_times()
+    # What virtual machines use is in `user` already.
+    every = {name: value for name, value in times._asdict().items() if not name.startswith("guest")}
+    idle_s = sum(every.get(name, 0.0) for name in ("idle", "iowait", "steal"))
+    all_s, own_s = sum(every.values()), 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            own = process.cpu_times()
+            own_s += own.user + own.system
+    return Spent(all_s, all_s - idle_s, own_s)
+
+
+def _resident(processes: list[psutil.Process]) -> int:
+    total = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += process.memory_info().rss
+    return total
+
+
+def _on_battery() -> bool:
+    """False where there is none, or where that is not known."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return battery is not None and battery.power_plugged is False

@@ -1,0 +1,69 @@
+"""The peer file: the flags of one machine's peer as TOML, so that they hold without being said each time."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from runtime.config import PeerConfig, as_flag, validate
+from runtime.errors import ConfigError
+from runtime.runfile import one_line, toml_table, toml_value, typed
+
+PEER_FILE = "peer.toml"
+# Where the file lies, a decision for one time, and what only a child process is told.
+ON_COMMAND_LINE_ONLY = frozenset(("folder", "config", "anew", "exit_with_stdin", "inner_step_s"))
+HEAD = "# Settings of this peer: any flag of atoll join. What the command line says comes before it."
+
+
+def known_keys() -> dict[str, str]:
+    """By the key in the file, the field of ``PeerConfig``."""
+    names = (item.name for item in fields(PeerConfig))
+    return {as_flag(name): name for name in names if name not in ON_COMMAND_LINE_ONLY}
+
+
+def read_peer_file(path: Path) -> dict[str, Any]:
+    """The fields of ``PeerConfig`` that the file gives, each checked.
+
+    Raises: ConfigError, one sentence with the file, the key, what was found and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text, and a peer file is TOML; mend it or name another") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name another peer file with --config") from None
+    known, types, values = known_keys(), get_type_hints(PeerConfig), {}
+    for key, value in toml_table(text, str(path)).items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown key {one_line(key)} in a peer file; {hint}")
+        wanted = types[known[key]]
+        # Of `str | None` what it is when it is there.
+        wanted = next((one for one in get_args(wanted) if one is not type(None)), wanted)
+        plain = typed(value, str if wanted is Path else wanted, str(path), key)
+        values[known[key]] = wanted(plain) if wanted is Path else plain
+    validate(PeerConfig(**{"folder": path.parent, "key": path, **values}), str(path))
+    return values
+
+
+def save_settings(path: Path, changes: Mapping[str, Any]) -> None:
+    """Write fields of ``PeerConfig`` into a peer file, and leave all else in it as it is, comments included.
+
+    Raises: ConfigError if it cannot be read or written.
+    """
+    if path.exists():
+        read_peer_file(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig") if path.exists() else f"{HEAD}\n"
+        for field, value in changes.items():
+            line = f"{as_flag(field)} = {toml_value(value)}"
+            own = re.compile(rf"^\s*{re.escape(as_flag(field))}\s*=.*$", re.MULTILINE)
+            text = own.sub(lambda _, line=line: line, text) if own.search(text) else f"{text.rstrip()}\n{line}\n"
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}); the limits hold, but are not saved") from None

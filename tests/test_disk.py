@@ -1,0 +1,133 @@
+"""The limit for the disk: what a folder holds, who may still write into it, and what gives way first."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.checkpoints import CHECKPOINTS, found
+from runtime.config import ModelSection, RunConfig
+from runtime.disk import Allotment, folder_bytes
+from runtime.errors import ConfigError
+from runtime.limits import Limits
+from runtime.log import Event, EventLog, parse_events
+from runtime.monitor.history import History
+from runtime.partial import PartialState
+from runtime.planning import check_fits, checkpoint_needed, memory_needed
+from runtime.saving import LOG_BYTES, Saver
+from runtime.state import State
+
+P = 200_000
+CHECKPOINT = 8 * P + 2000
+
+
+def state(outer_step: int) -> State:
+    return State(outer_step, bytes([outer_step]) * 32, outer_step, (), torch.zeros(P), torch.zeros(P), None)
+
+
+def test_a_folder_is_counted_with_what_is_in_it_and_not_what_it_links_to(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "file").write_bytes(bytes(1000))
+    (tmp_path / "other").write_bytes(bytes(10))
+    (tmp_path / "deep" / "link").symlink_to("/dev/zero")
+    assert 1010 <= folder_bytes(tmp_path) < 1100
+
+
+def test_what_is_taken_is_gone_until_a_look_finds_that_it_is_not(tmp_path: Path) -> None:
+    disk = Allotment(tmp_path, lambda: 1000)
+    assert disk.take(600)
+    assert not disk.take(600)
+    assert not disk.take(300, leaving=200)
+    assert disk.take(300, leaving=100)
+    disk.look()
+    assert disk.take(1000), "nothing was written after all"
+
+
+def test_without_a_limit_there_is_always_room_and_a_changed_one_holds_at_once(tmp_path: Path) -> None:
+    most = [0]
+    disk = Allotment(tmp_path, lambda: most[0])
+    assert disk.take(10**15)
+    most[0] = 100
+    disk.look()
+    assert not disk.take(101)
+
+
+def saved(folder: Path, limit: int, keep: int, steps: int) -> list[Event]:
+    """What is told when so many steps are saved under a limit; it holds all the time."""
+    told = list[Event]()
+
+    def report(event: str, **fields: object) -> None:
+        told.append({"event": event, **fields})
+
+    async def main() -> None:
+        at = [1]
+        disk = Allotment(folder, lambda: limit)
+        saver = Saver(folder, lambda memory: state(at[0]), lambda: None, keep, 0, report, disk, CHECKPOINT)
+        for step in range(1, steps + 1):
+            at[0] = step
+            await saver.finish(step, bytes([step]) * 32)
+            assert folder_bytes(folder) <= limit
+
+    asyncio.run(main())
+    return told
+
+
+def newest(folder: Path) -> list[int]:
+    return [one.outer_step for one in found(folder)[0]]
+
+
+def test_with_room_for_fewer_checkpoints_fewer_are_kept(tmp_path: Path) -> None:
+    assert saved(tmp_path, limit=4 * CHECKPOINT + LOG_BYTES, keep=10, steps=6) == []
+    assert newest(tmp_path) == [6, 5, 4], "and the fourth, and the log, have room"
+
+
+def test_with_room_for_one_alone_it_stands_and_that_is_told(tmp_path: Path) -> None:
+    told = saved(tmp_path, limit=round(1.5 * CHECKPOINT), keep=10, steps=3)
+    assert newest(tmp_path) == [1]
+    assert [event["event"] for event in told] == ["checkpoint_failed"] * 2
+    assert "limit for the disk" in str(told[0]["reason"])
+
+
+def test_a_log_stops_at_the_limit_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    room, heard = [2], list[str]()
+    log = EventLog(tmp_path / "events.jsonl", "peer", lambda n_bytes: room[0] > 0)
+    log.listener = lambda event: heard.append(event["event"])
+    log.report("one")
+    room[0] = 0
+    log.report("two")
+    log.report("three")
+    room[0] = 1
+    log.report("four")
+    log.close()
+    events = parse_events((tmp_path / "events.jsonl").read_bytes())
+    assert [event["event"] for event in events] == ["one", "four"]
+    assert heard == ["one", "log_failed", "two", "three", "four"]
+
+
+def test_the_past_and_a_download_stay_within_it_too(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.jsonl", lambda n_bytes: False)
+    history.add({"event": "joined", "time": 1.0, "peer": "ann", "outer_step": 3})
+    assert len(history.since(0)) == 1, "in memory it is there"
+    partial = PartialState(tmp_path, lambda n_bytes: False)
+    partial.keep(b"digest", b"piece")
+    assert partial.recall(b"digest") is None
+    assert folder_bytes(tmp_path) == 0
+
+
+def test_a_run_fits_or_is_refused_with_both_numbers() -> None:
+    config = RunConfig(model=ModelSection("large"))
+    memory, disk = memory_needed(config, on_cpu=True), 2 * checkpoint_needed(config) + 10_000_000
+    check_fits(config, Limits(), on_cpu=True, kept_bytes=10**15)
+    check_fits(config, Limits(memory_bytes=memory, disk_bytes=disk), on_cpu=True, kept_bytes=0)
+    with pytest.raises(ConfigError, match=r"needs 8.18 GB of memory, .* but --memory is 8 GB"):
+        check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=True, kept_bytes=0)
+    # What a GPU holds is not the machine's.
+    check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=False, kept_bytes=0)
+    with pytest.raises(ConfigError, match=r"of the disk, two checkpoints and the logs, but --disk is"):
+        check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=1)
+
+
+def test_what_one_checkpoint_takes_is_counted_by_what_it_takes(tmp_path: Path) -> None:
+    saved(tmp_path, limit=10**9, keep=1, steps=1)
+    assert 8 * P < folder_bytes(tmp_path / CHECKPOINTS) <= CHECKPOINT
