@@ -45,7 +45,8 @@ def read_peer_file(path: Path) -> dict[str, Any]:
         wanted = next((one for one in get_args(wanted) if one is not type(None)), wanted)
         plain = typed(value, str if wanted is Path else wanted, str(path), key)
         values[known[key]] = wanted(plain) if wanted is Path else plain
-    validate(PeerConfig(**{"folder": path.parent, "key": path, **values}), str(path))
+    checked: dict[str, Any] = {"folder": path.parent, "key": path, **values}
+    validate(PeerConfig(**checked), str(path))
     return values
 
 
@@ -60,10 +61,11 @@ def save_settings(path: Path, changes: Mapping[str, Any]) -> None:
         text = path.read_text(encoding="utf-8-sig") if path.exists() else f"{HEAD}\n"
         for field, value in changes.items():
             line = f"{as_flag(field)} = {toml_value(value)}"
-            own = re.compile(rf"^\s*{re.escape(as_flag(field))}\s*=.*$", re.MULTILINE)
-            text = own.sub(lambda _, line=line: line, text) if own.search(text) else f"{text.rstrip()}\n{line}\n"
+            own = re.compile(rf"^[ \t]*{re.escape(as_flag(field))}\s*=.*$", re.MULTILINE)
+            there = own.search(text)
+            text = text[: there.start()] + line + text[there.end() :] if there else f"{text.rstrip()}\n{line}\n"
         beside = path.with_name(f".{path.name}.new")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error.strerror}); the limits hold, but are not saved") from None
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): leave --save out, or mend that") from None

@@ -73,7 +73,7 @@ def _read_section(section: type[Any], table: Mapping[str, object], where: str, p
     return section(**values)
 
 
-def typed(value: object, wanted: type, where: str, name: str) -> object:
+def typed(value: object, wanted: type, where: str, name: str) -> Any:
     """``value`` as the type that a field has. Raises: ConfigError."""
     if wanted is float and type(value) is int:
         try:

@@ -39,7 +39,7 @@ def share_threads() -> int:
 def give_back_memory() -> None:
     """To the system, what a model that was let go of has left in this process."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
     # glibc keeps what was freed in small parts; other systems have no such call.
     with suppress(OSError, AttributeError):

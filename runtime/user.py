@@ -83,13 +83,13 @@ class User:
     async def may_take_part(self) -> bool:
         """Wait while there is a reason to pause. False once the process is to end."""
         self._at_work = False
-        while self.exit_code is None and self.paused is not None:
+        while self.paused is not None and not self._ending.is_set():
             self._news.clear()
             with self.view.pausing(self.paused):
                 await self._news.wait()
-            if self.exit_code is not None:
+            if self._ending.is_set():
                 self.view.say(f"goodbye: {self.stop_reason}")
-        if self.exit_code is not None:
+        if self._ending.is_set():
             return False
         # Not before: whatever waits for it in a peer that is leaving is to find it set.
         self.stop.clear()

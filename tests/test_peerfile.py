@@ -67,9 +67,9 @@ def test_what_can_be_changed_can_be_kept() -> None:
 
 
 def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:
-    path = written(tmp_path, '# Mine.\nup = "2MB/s"  # for the others\n\nport = 4001\n')
+    path = written(tmp_path, '# Mine.\n\nup = "2MB/s"  # for the others\n\nport = 4001\n')
     save_settings(path, {"up": "off", "pause_when_busy": True})
-    assert path.read_text() == '# Mine.\nup = "off"\n\nport = 4001\npause-when-busy = true\n'
+    assert path.read_text() == '# Mine.\n\nup = "off"\n\nport = 4001\npause-when-busy = true\n'
     assert read_peer_file(path) == {"up": "off", "port": 4001, "pause_when_busy": True}
     save_settings(path, {"pause_when_busy": False})
     assert read_peer_file(path)["pause_when_busy"] is False

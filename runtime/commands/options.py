@@ -69,7 +69,7 @@ def _peer_options(
     """Those of `atoll start` and `atoll join`, each with the default of ``PeerConfig``."""
 
 
-def with_peer_options(command: Callable[[str, dict[str, Any]], int]) -> Callable[..., int]:
+def with_peer_options(command: Callable[[Any, dict[str, Any]], int]) -> Callable[..., int]:
     """The command with its own first parameter and all of these, which it is given by name, as the user said them."""
     own, *_ = inspect.signature(command).parameters.values()
     shared = inspect.signature(_peer_options).parameters

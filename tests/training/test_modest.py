@@ -31,7 +31,7 @@ class Noting:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has one niceness for all of its threads")
 def test_a_phase_has_the_threads_of_its_moment_and_is_nice_and_nobody_else_is(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("some words to learn from " * 200)
+    (tmp_path / "text").write_text("some words to learn from " * 2000)
     run_config = RunConfig(data=DataSection("files"), inner=InnerSection(steps=1, batch=1))
     allowed, before = [1], os.getpriority(os.PRIO_PROCESS, 0)
     config = PeerConfig(tmp_path, tmp_path / "key", data=str(tmp_path / "text"), nice=max(before, 7))
