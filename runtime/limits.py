@@ -104,13 +104,3 @@ def limit_words(value: object) -> str:
 
 def clock(minute: int) -> str:
     return f"{minute // 60:02}:{minute % 60:02}"
-
-
-def size_words(n_bytes: float) -> str:
-    """``0 B``, ``137 kB``, ``1.97 MB``, ``12.3 GB``: powers of ten, as links and disks have them."""
-    value, unit = n_bytes, "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB", "EB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"

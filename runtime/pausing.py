@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from runtime.limits import Limits, clock, size_words
+from runtime.limits import Limits, clock
+from runtime.monitor.words import size_words
 
 # Of all cores together, what other programs use: above the one a machine is busy, below the other it is free again.
 BUSY_SHARE, FREE_SHARE = 0.5, 0.25

@@ -14,7 +14,8 @@ from runtime.averaging.results import KEPT_BYTES, LEAST_KEPT, MOST_KEPT
 from runtime.averaging.shards import FAST_BYTES_PER_S, Link, least_time, shard_parts
 from runtime.config import RunConfig
 from runtime.errors import ConfigError
-from runtime.limits import Limits, size_words
+from runtime.limits import Limits
+from runtime.monitor.words import size_words
 from runtime.training.model import PRESETS
 
 # Median of four peers on loopback (benchmarks/README.md); elsewhere it is what a message takes there and back.

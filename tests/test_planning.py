@@ -15,7 +15,7 @@ from runtime.averaging.codecs.base import encode_vector
 from runtime.averaging.codecs.registry import CODECS
 from runtime.cli import app
 from runtime.config import AveragingSection, InnerSection, ModelSection, RunConfig
-from runtime.limits import size_words
+from runtime.monitor.words import size_words
 from runtime.planning import FORMING_S, Plan, make_plan
 from runtime.state import State
 from runtime.training.checkpoint import save_checkpoint

@@ -13,7 +13,8 @@ from runtime.commands.options import Disk, Down, Hours, Memory, Up
 from runtime.config import shown
 from runtime.control import NoAnswerError, NotRunningError, ask, is_running
 from runtime.errors import ConfigError
-from runtime.limits import OFF, limit_words, limits_words, size_words
+from runtime.limits import OFF, limit_words, limits_words
+from runtime.monitor.words import size_words
 from runtime.progress import doing_words, progress_from, share_words, step_words
 from runtime.running import find_running
 

@@ -12,8 +12,7 @@ from rich.table import Column, Table
 
 from runtime.config import shown
 from runtime.errors import ConfigError
-from runtime.limits import size_words
-from runtime.monitor.words import time_words
+from runtime.monitor.words import size_words, time_words
 from runtime.runfile import load_run_file
 
 LEAST_MBIT, MOST_MBIT = 0.1, 100_000

@@ -32,6 +32,16 @@ def count_words(number: float) -> str:
     return f"{value:.0f}{unit}" if abs(value) >= 99.5 or not unit else f"{value:.3g}{unit}"
 
 
+def size_words(n_bytes: float) -> str:
+    """``0 B``, ``137 kB``, ``1.97 MB``, ``12.3 GB``: powers of ten, as links and disks have them."""
+    value, unit = n_bytes, "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
 def number_words(value: float | None) -> str:
     """Of a loss or a time: three decimals, and powers of ten where these say nothing."""
     if value is None:
