@@ -19,6 +19,7 @@ from statistics import median
 
 from runtime.config import RunConfig
 from runtime.demo.run import DemoOptions, run_demo
+from runtime.log import commits, read_log
 from runtime.training.model import PRESETS, build_model
 
 
@@ -62,12 +63,10 @@ def measure(logs: list[Path]) -> list[dict[str, float]]:
     weights: dict[int, list[int]] = {}
     for log in logs:
         before = 0
-        for line in log.read_text().splitlines():
-            event = json.loads(line)
-            if event["event"] == "outer_step_committed":
-                bytes_sent[event["outer_step"]] += event["bytes_sent"] - before
-                before = event["bytes_sent"]
-                weights[event["outer_step"]] = event["weights"]
+        for event in commits(read_log(log)):
+            bytes_sent[event["outer_step"]] += event["bytes_sent"] - before
+            before = event["bytes_sent"]
+            weights[event["outer_step"]] = event["weights"]
     rows = []
     for step, sent in sorted(bytes_sent.items()):
         n = len(weights[step])

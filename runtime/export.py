@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from runtime.errors import ConfigError
-from runtime.log import commits, parse_events
+from runtime.log import EVENTS_FILE, commits, read_log
 from runtime.shelf import KeptRun
 from runtime.state import State
 from runtime.training.checkpoint import load_newest
@@ -90,7 +90,7 @@ def card(run: KeptRun, state: State) -> str:
 def _contributors(folder: Path, state: State) -> list[tuple[str, int, int]]:
     """Peer, outer steps that it is in, tokens; those with the most tokens first."""
     try:
-        events = commits(parse_events((folder / "events.jsonl").read_bytes()))
+        events = commits(read_log(folder / EVENTS_FILE))
     except OSError:
         return []
     steps, tokens = Counter[str](), Counter[str]()

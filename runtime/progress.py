@@ -4,11 +4,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from peers.wire import short
 from runtime.log import Event, parse_events
+from runtime.rotation import Tail
 
 BAR_COLUMNS = 12
 GAP = "  "
@@ -37,11 +39,12 @@ class Given:
 def given_before(log: Path) -> Given:
     """What an event log knows of; it may be long, and is read line by line."""
     given = Given()
-    with suppress(OSError), log.open("rb") as file:
-        for line in file:
-            if b'"outer_step_committed"' in line:
-                for event in parse_events(line):
-                    given.add(event)
+    with suppress(OSError):
+        for lines in Tail(log).pieces():
+            for line in BytesIO(lines):
+                if b'"outer_step_committed"' in line:
+                    for event in parse_events(line):
+                        given.add(event)
     return given
 
 

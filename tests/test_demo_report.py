@@ -11,7 +11,8 @@ from rich.console import Console
 
 from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.demo.report import Demo, Happening, build_report, byte_words, ranges, render_report
-from runtime.log import Event, Tail, parse_events
+from runtime.log import Event, parse_events
+from runtime.rotation import Tail
 
 STEPS, INNER, BATCH, CONTEXT, P = 4, 10, 2, 8, 1000
 FULL = INNER * BATCH * CONTEXT

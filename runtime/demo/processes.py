@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peers.identity import Identity
-from runtime.log import Event, Tail, parse_events
+from runtime.log import EVENTS_FILE, Event, parse_events
+from runtime.rotation import Tail
 
 # Issue and manual promise that a peer says goodbye within five seconds of SIGTERM.
 GOODBYE_S = 5.0
@@ -41,7 +42,7 @@ class PeerProcess:
         self.peer_id = identity.peer
         self.events: list[Event] = []
         self.folder = folder
-        self._tail = Tail(folder / "events.jsonl")
+        self._tail = Tail(folder / EVENTS_FILE)
         self._output = Tail(folder / "output.log")
         self._output_lines: list[str] = []
         self._prefix, self._flags = prefix, flags

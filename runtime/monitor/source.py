@@ -11,11 +11,12 @@ from peers.errors import ProtocolViolation
 from runtime.errors import ConfigError
 from runtime.folder import MANIFEST_FILE, Folder
 from runtime.invite import Invite
-from runtime.log import Event, parse_events
+from runtime.log import EVENTS_FILE, Event, parse_events, read_log
 from runtime.manifest import Manifest, open_manifest
 from runtime.monitor.feed import WATCH_PROTOCOL, greeting
 from runtime.monitor.history import HISTORY_FILE
 from runtime.monitor.picture import MOST_NUMBER, Picture
+from runtime.rotation import logs_below
 
 # A replayed pause is never longer than this, at any speed: nights are not for watching.
 MOST_PAUSE_S = 5.0
@@ -106,10 +107,10 @@ def logged(folder: Path) -> list[Event]:
 
     Raises: ConfigError if there are none.
     """
-    logs = sorted(folder.rglob("events.jsonl")) if folder.is_dir() else [folder] if folder.is_file() else []
+    logs = logs_below(folder, EVENTS_FILE) if folder.is_dir() else [folder] if folder.is_file() else []
     pasts = sorted(folder.rglob(HISTORY_FILE)) if folder.is_dir() else []
     try:
-        events = [event for log in logs for event in parse_events(log.read_bytes()) if _is_timed(event)]
+        events = [event for log in logs for event in read_log(log) if _is_timed(event)]
         seen = set(map(_happening, events))
         for past in pasts:
             new = [event for event in parse_events(past.read_bytes()) if _is_timed(event)]

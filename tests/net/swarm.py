@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.identity import Identity
-from runtime.log import Tail
+from runtime.rotation import Tail
 
 ROOT = Path(__file__).parents[2]
 # Ten times what an idle machine takes: the tests share two cores with others.

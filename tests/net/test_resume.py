@@ -9,7 +9,7 @@ from swarm import Peer, Swarm, swarm
 
 from runtime.checkpoints import CHECKPOINTS
 from runtime.control import ask
-from runtime.log import commits, parse_events
+from runtime.log import commits, read_log
 
 STEPS = 8
 # Phases of a fifth of a second: long enough to be ended in.
@@ -19,7 +19,7 @@ SLOW = ("--inner-step-s", "0.05")
 def anchors(peer: Peer) -> dict[int, set[str]]:
     """By outer step, the hashes of the anchor in all of the log, of earlier processes as well."""
     found: dict[int, set[str]] = {}
-    for event in commits(parse_events((peer.folder / "events.jsonl").read_bytes())):
+    for event in commits(read_log(peer.folder / "events.jsonl")):
         found.setdefault(event["outer_step"], set()).add(event["anchor_sha256"])
     return found
 
