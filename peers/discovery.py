@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 3.0
 # A call has two phases, finding the peers and asking them: a dead peer may cost one timeout in each.
 _RPC_TIMEOUT_S = 1.2
+# A bootstrap peer that was restarted is found again within this, by those who are there without it.
+LOOK_AGAIN_S = 30.0
 MAX_VALUE_BYTES = 4096
 MAX_SUBKEY_BYTES = 128
 MAX_ENTRIES = 1024
@@ -117,6 +119,19 @@ class DhtDiscovery:
         # Of too many, each reader takes another sample: no choice of sub-keys can push others out everywhere.
         chosen = sorted(values, key=self._rank)[:MAX_ENTRIES]
         return {subkey: values[subkey] for subkey in sorted(chosen)}
+
+    async def keep_looking(self) -> None:
+        """Until cancelled, go to whoever of ``bootstrap`` is not in the table, for they come back and know nobody."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            for address in self._bootstrap:
+                await self._bounded("look", self._look_for(address))
+            await self._bounded("look", self._node.find_nearest_nodes([self._node.node_id]))
+
+    async def _look_for(self, address: str) -> None:
+        peer = address.rpartition("/p2p/")[2]
+        if PeerID.from_base58(peer) not in self._node.protocol.routing_table.peer_id_to_uid:
+            await self._ping(peer, (address,))
 
     async def close(self) -> None:
         """Leave the table; close this before the transport. Idempotent."""

@@ -1,17 +1,40 @@
 """The parts of hivemind that are used here, without the rest: its DHT and the libp2p daemon.
 
-The package's own ``__init__`` brings its averager, its optimisers and scipy: 0.8 s of CPU and 45 MB at each start of a
-peer. So the package is put in place without running it, unless somebody else has imported it before.
+The ``__init__`` of each of its packages brings more: its averager, its optimisers and scipy, 0.8 s of CPU and 45 MB at
+each start of a peer; and its futures and tensors, which are PyTorch's and of no use to a peer that does not train. So
+the packages are put in place without running them, unless somebody else has imported them before.
 """
 
+import importlib
 import importlib.util
 import logging
 import sys
 from pathlib import Path
 
-_spec = importlib.util.find_spec("hivemind")
-if _spec is not None:
-    sys.modules.setdefault("hivemind", importlib.util.module_from_spec(_spec))
+# What hivemind's DHT takes from ``hivemind.utils`` itself -> the module that it is from.
+_UTILS = {
+    "get_logger": "logging",
+    "MSGPackSerializer": "serializer",
+    "SerializerBase": "serializer",
+    "get_dht_time": "timed_storage",
+}
+
+
+def _put_in_place(package: str) -> bool:
+    """Whether the package is there now with nothing in it."""
+    spec = None if package in sys.modules else importlib.util.find_spec(package)
+    if spec is None:
+        return False
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    return True
+
+
+_put_in_place("hivemind")
+_put_in_place("hivemind.dht")
+if _put_in_place("hivemind.utils"):
+    for _name, _module in _UTILS.items():
+        _found = getattr(importlib.import_module(f"hivemind.utils.{_module}"), _name)
+        setattr(sys.modules["hivemind.utils"], _name, _found)
 
 # ruff: noqa: E402
 from hivemind.dht.node import DHTNode

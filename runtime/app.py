@@ -22,9 +22,10 @@ from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite
 from runtime.limits import limits_words
-from runtime.manifest import Manifest, sign_manifest
+from runtime.log import EVENTS_FILE
+from runtime.manifest import MANIFEST_PROTOCOL, Manifest, sign_manifest
 from runtime.partial import PartialState
-from runtime.peer import HINT_AFTER_S, MANIFEST_PROTOCOL, Peer
+from runtime.peer import HINT_AFTER_S, Peer
 from runtime.pieces import PieceList
 from runtime.planning import check_fits, checkpoint_needed
 from runtime.progress import Progress, Rates, given_before
@@ -81,7 +82,7 @@ async def _start(run_config: RunConfig, user: User) -> int | None:
     folder = Folder(user.config.folder)
     async with AsyncExitStack() as stack:
         known = folder.addresses[:MOST_BOOTSTRAP]
-        peer = await Peer.go_online(stack, user, known)
+        peer = await Peer.go_online(stack, user, (*user.config.bootstrap_addresses, *known))
         trainer = await _build(run_config, peer)
         manifest = folder.manifest()
         if manifest is None:
@@ -99,7 +100,7 @@ async def _join(invite: Invite, user: User) -> int | None:
     """As another peer, until the run is over or there is a reason to leave; the exit code, None for a pause."""
     view, folder = user.view, Folder(user.config.folder)
     async with AsyncExitStack() as stack:
-        known = (*invite.addresses, *folder.addresses[:MOST_BOOTSTRAP])
+        known = (*user.config.bootstrap_addresses, *invite.addresses, *folder.addresses[:MOST_BOOTSTRAP])
         manifest = folder.manifest()
         if manifest is not None and manifest.run_id != invite.run_id:
             raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
@@ -206,7 +207,7 @@ async def _take_part(
         peer.checkpoint_bytes,
     )
     await peer.open_feed(stack, manifest, averager.doing)
-    peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / "events.jsonl")
+    peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / EVENTS_FILE)
     peer.view.run(config, manifest.run_id, trainer.n_elements, limits_words(limits_in_force(user.config)))
     with peer.view.area():
         watching = [

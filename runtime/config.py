@@ -130,6 +130,8 @@ class PeerConfig:
     """Checkpoints that stay on disk, the newest; at least one."""
     keep_every: int = 0
     """Of every so many outer steps one checkpoint stays for good; 0 for none."""
+    bootstrap: str = ""
+    """Addresses of bootstrap peers, with commas between them: they find the others, and stand first in the invite."""
     metrics_port: int = 0
     """Port of 127.0.0.1 on which Prometheus finds this peer's figures; 0 for none. See docs/metrics.md."""
     auxiliary: bool = False
@@ -140,6 +142,10 @@ class PeerConfig:
     """Leave, as on SIGTERM, when standard input ends: a child of ``atoll demo`` does not outlive it."""
     inner_step_s: float = 0.0
     """Seconds that an inner step takes at least, asleep beyond its own work: many peers then share a few cores."""
+
+    @property
+    def bootstrap_addresses(self) -> tuple[str, ...]:
+        return tuple(self.bootstrap.split(",")) if self.bootstrap else ()
 
     @property
     def limits(self) -> Limits:

@@ -18,7 +18,13 @@ PLACES = {
     "key": "`~/.config/atoll/identity.key`, made if it is not there",
     "config": "`peer.toml` in the folder, if there is one",
 }
-UNLIMITED = {"folder": "a folder", "key": "a file", "config": "a file", "data": "a file, folder or glob"}
+UNLIMITED = {
+    "folder": "a folder",
+    "key": "a file",
+    "config": "a file",
+    "data": "a file, folder or glob",
+    "bootstrap": "addresses, /ip4/HOST/tcp/PORT/p2p/PEER_ID",
+}
 
 HEAD = """\
 # Every setting
@@ -130,7 +136,7 @@ def _flag_default(item: Field[Any]) -> str:
     if item.name in PLACES:
         return PLACES[item.name]
     value = _default(item)
-    return "none" if value is None else "off" if value is False else f"`{_shown(value)}`"
+    return "none" if value in (None, "") else "off" if value is False else f"`{_shown(value)}`"
 
 
 def _flag_allowed(item: Field[Any], limits: Mapping[str, Allowed]) -> str:

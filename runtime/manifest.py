@@ -14,6 +14,8 @@ from runtime.runfile import run_config_from_table
 
 MANIFEST_CONTEXT = "atoll run manifest"
 MAX_MANIFEST_BYTES = 1 << 16
+MANIFEST_PROTOCOL = "atoll-manifest-1"
+"""Whoever opens such a stream is sent the manifest; by a bootstrap peer, which has none, an empty frame."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from runtime.disk import Allotment, folder_bytes
 from runtime.errors import ConfigError
 from runtime.folder import Folder, unwritable
 from runtime.invite import MOST_INVITING, Invite, format_invite
-from runtime.log import SCHEMA, Event, EventLog
-from runtime.manifest import MAX_MANIFEST_BYTES, Manifest, open_manifest
+from runtime.log import EVENTS_FILE, SCHEMA, Event, EventLog
+from runtime.manifest import MANIFEST_PROTOCOL, MAX_MANIFEST_BYTES, Manifest, open_manifest
 from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
 from runtime.monitor.history import HISTORY_FILE, History
@@ -33,7 +33,6 @@ from runtime.user import User
 
 T = TypeVar("T")
 
-MANIFEST_PROTOCOL = "atoll-manifest-1"
 BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
@@ -83,6 +82,7 @@ class Peer:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
+        stack.push_async_callback(end, asyncio.create_task(discovery.keep_looking()))
         peer = cls(user, p2pd, discovery, metrics)
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
         await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
@@ -95,7 +95,7 @@ class Peer:
         if self.metrics is not None:
             self.metrics.enter(run_id, self.identity.peer)
         try:
-            self.log = EventLog(self.folder.path / "events.jsonl", self.identity.peer, self._may_log)
+            self.log = EventLog(self.folder.path / EVENTS_FILE, self.identity.peer, self._may_log)
         except OSError as error:
             raise unwritable(self.folder.path, error) from None
         stack.callback(self.log.close)
@@ -187,7 +187,8 @@ class Peer:
 
     async def print_invite(self, others: Sequence[str] = ()) -> None:
         """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
-        addresses = dict.fromkeys((*await self._p2pd.addresses(), *others))
+        # First those that are always there, and that strangers can dial.
+        addresses = dict.fromkeys((*self.config.bootstrap_addresses, *await self._p2pd.addresses(), *others))
         invite = Invite(self.run_id, tuple(addresses)[:MOST_INVITING])
         self.folder.keep_invite(invite)
         text = format_invite(invite)
@@ -205,8 +206,10 @@ class Peer:
         began, hinted = loop.time(), False
         invited = {address.rpartition("/p2p/")[2] for address in addresses}
         strangers: set[str] = set()
+        guides: set[str] = set()
+        """Bootstrap peers: they lead to the members, and are none."""
         while True:
-            there = invited.intersection(await self._p2pd.connected_peers())
+            there = invited.intersection(await self._p2pd.connected_peers()) - guides
             if there and there <= strangers and not self.mesh.members():
                 raise ConfigError("the peer of this invite is in another run by now: ask for a newer invite")
             for member in [*self.mesh.members(), *sorted(there - strangers - self.mesh.members().keys())]:
@@ -217,6 +220,9 @@ class Peer:
                             sealed = await stream.receive(MAX_MANIFEST_BYTES)
                     finally:
                         stream.close()
+                    if not sealed:
+                        guides.add(member)
+                        continue
                     return open_manifest(sealed, self.run_id, member)
                 except (PeerError, TimeoutError) as error:
                     if isinstance(error, ProtocolViolation) and member not in self.mesh.members():

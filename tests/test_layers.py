@@ -61,6 +61,7 @@ NETWORK = {
 }
 MAY_USE_NETWORK = (
     "runtime/peer.py",
+    "runtime/bootstrap.py",
     # A local socket, which nobody else can reach.
     "runtime/control.py",
     "runtime/averaging/driver.py",

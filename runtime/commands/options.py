@@ -2,13 +2,15 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from runtime.config import PeerConfig, validate
+from runtime.config import PeerConfig, shown, validate
+from runtime.errors import ConfigError
+from runtime.invite import address_problem
 from runtime.limits import OFF
 from runtime.peerfile import PEER_FILE, read_peer_file
 
@@ -32,8 +34,9 @@ Hours = Annotated[str, typer.Option(metavar="SPANS", help="When: 22:00-07:00.")]
 Battery = Annotated[bool, typer.Option("--pause-on-battery", help="Pause while on battery.")]
 Busy = Annotated[bool, typer.Option("--pause-when-busy", help="Pause while others need the cores.")]
 Nice = Annotated[int, typer.Option(metavar="N", help="Gives way: 0 to 19.")]
-Keep = Annotated[int, typer.Option(metavar="K", help="Checkpoints that stay on disk: the newest.")]
+Keep = Annotated[int, typer.Option(metavar="K", help="Newest checkpoints kept.")]
 KeepEvery = Annotated[int, typer.Option(metavar="N", help="Also every N-th one; 0: none.")]
+Bootstrap = Annotated[str, typer.Option(metavar="ADDR,...", help="Bootstrap peers.", show_default="none")]
 MetricsPort = Annotated[int, typer.Option(metavar="N", help="Local port for Prometheus.")]
 Auxiliary = Annotated[bool, typer.Option("--auxiliary", help="Train nothing; reduce for those who do.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
@@ -60,6 +63,7 @@ def _peer_options(
     nice: Nice = 10,
     keep: Keep = 2,
     keep_every: KeepEvery = 0,
+    bootstrap: Bootstrap = "",
     metrics_port: MetricsPort = 0,
     auxiliary: Auxiliary = False,
     anew: Anew = False,
@@ -77,13 +81,18 @@ def with_peer_options(command: Callable[[Any, dict[str, Any]], int]) -> Callable
 
     @functools.wraps(command)
     def run(context: typer.Context, **values: Any) -> int:
-        said = {name: values[name] for name in shared if _was_said(context, name)}
-        return command(values[own.name], said)
+        return command(values[own.name], said_in(context, values))
 
     parameters = (context, own, *shared.values())
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
+
+
+def said_in(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the flags of a peer those that are not left out."""
+    shared = inspect.signature(_peer_options).parameters
+    return {name: values[name] for name in shared if _was_said(context, name)}
 
 
 def _was_said(context: typer.Context, name: str) -> bool:
@@ -103,4 +112,12 @@ def peer_config(said: Mapping[str, Any], folder: Path, key: Path) -> PeerConfig:
     from_file = read_peer_file(file) if "config" in said or file.exists() else {}
     made = PeerConfig(**{"folder": folder, "key": key, **from_file, **said})
     validate(made, "command line")
+    check_addresses("--bootstrap", made.bootstrap_addresses)
     return made
+
+
+def check_addresses(option: str, addresses: Iterable[str]) -> None:
+    """Raises: ConfigError if one is no address of a peer."""
+    for address in addresses:
+        if problem := address_problem(address):
+            raise ConfigError(f"the address {shown(address)} after {option} {problem}")

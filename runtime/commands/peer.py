@@ -46,7 +46,7 @@ def start(
     _prepare(config)
     from runtime.app import start as start_peer
 
-    return _run(start_peer(run_config, config))
+    return run(start_peer(run_config, config))
 
 
 @with_peer_options
@@ -63,25 +63,29 @@ def join(
     _prepare(config)
     from runtime.app import join as join_peer
 
-    return _run(join_peer(parsed, config))
+    return run(join_peer(parsed, config))
 
 
 def _prepare(config: PeerConfig) -> None:
     """See to it that the key and the folder are there."""
-    if config.key == _default_key() and not os.path.lexists(config.key):
-        identity = _create_key(config.key, make_parents=True)
-        print(f"atoll: created the key {config.key}; you are {identity.peer}", file=sys.stderr)
+    prepare_key(config.key, may_make_it=config.key == _default_key())
     if config.nice:
         # Now: threads and children have what the thread has that begins them.
         wait_with_io()
-    # The peer reads the key again: a broken one is to be known before seconds of imports.
-    Identity.load(config.key)
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{config.folder} cannot be the peer's folder ({error.strerror}); name another with --folder"
         ) from None
+
+
+def prepare_key(key: Path, may_make_it: bool) -> None:
+    """See to it that there is one. A broken one is to be known now, before seconds of imports."""
+    if may_make_it and not os.path.lexists(key):
+        identity = _create_key(key, make_parents=True)
+        print(f"atoll: created the key {key}; you are {identity.peer}", file=sys.stderr)
+    Identity.load(key)
 
 
 def _create_key(path: Path, make_parents: bool) -> Identity:
@@ -101,7 +105,7 @@ def _default_key() -> Path:
     return config_home() / "identity.key"
 
 
-def _run(peer: Coroutine[Any, Any, int]) -> int:
+def run(peer: Coroutine[Any, Any, int]) -> int:
     import uvloop
 
     return uvloop.run(peer)

@@ -293,3 +293,48 @@ def test_after_the_death_of_p2pd_calls_fail_softly(tmp_path: Path) -> None:
             assert await second.discovery.store(KEY, "a", b"x", soon())
 
     run(main())
+
+
+def test_a_bootstrap_peer_that_comes_back_without_a_memory_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows nobody; whoever has its address does, and with that it leads newcomers to what is stored."""
+    monkeypatch.setattr(discovery_module, "LOOK_AGAIN_S", 0.1)
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def member(name: str, bootstrap: tuple[str, ...], listen: str = "/ip4/127.0.0.1/tcp/0") -> Member:
+                path = tmp_path / name
+                if not path.exists():
+                    Identity.generate().save(path)
+                transport = await P2pdTransport.create(path, listen=(listen,))
+                stack.push_async_callback(transport.close)
+                discovery = await DhtDiscovery.create(transport, bootstrap)
+                stack.push_async_callback(discovery.close)
+                return Member(transport, discovery)
+
+            guide = await member("guide", ())
+            (address,) = await guide.transport.addresses()
+            peer = await member("peer", (address,))
+            looking = asyncio.create_task(peer.discovery.keep_looking())
+            assert await peer.discovery.store(KEY, "peer", b"here", soon())
+            await guide.discovery.close()
+            await guide.transport.close()
+            for _ in range(100):
+                if not peer.discovery._node.protocol.routing_table.peer_id_to_uid:
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                raise AssertionError("a peer that is gone stays in the table")
+            guide = await member("guide", (), address.partition("/p2p/")[0])
+            newcomer = await member("newcomer", (address,))
+            for _ in range(100):
+                if await newcomer.discovery.get(KEY) == {"peer": b"here"}:
+                    break
+                await asyncio.sleep(0.1)
+            else:
+                raise AssertionError("nobody has gone to the one that came back")
+            looking.cancel()
+
+    run(main())

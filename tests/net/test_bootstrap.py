@@ -1,0 +1,124 @@
+"""Peers that lead others to each other: real ones, in an interpreter that has no PyTorch."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from swarm import DEADLINE_S, POLL_S, ROOT, alive, descendants, environment, swarm
+
+from peers.identity import Identity
+from runtime.invite import format_invite, parse_invite
+
+# What only those need who train, and hivemind's own list demands: the small image has none of it.
+ABSENT = ("torch", "numpy", "scipy", "grpc", "yaml", "prefetch_generator", "safetensors", "segno")
+SLOW = ("--inner-step-s", "0.2")
+
+
+class Guide:
+    """One ``atoll bootstrap``."""
+
+    def __init__(self, home: Path, *arguments: str) -> None:
+        """``home`` has its key, made if it is not there."""
+        home.mkdir(exist_ok=True)
+        key = home / "bootstrap.key"
+        if not key.exists():
+            Identity.generate().save(key)
+        for name in ABSENT:
+            (home / f"{name}.py").write_text(f'raise ImportError("no {name} here")\n')
+        self.id = Identity.load(key).peer
+        self._output = home / "output.log"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "runtime.cli", "bootstrap", *arguments),
+                    *("--key", str(key), "--host", "127.0.0.1", "--port", "0"),
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=home,
+                env={**environment(home), "PYTHONPATH": f"{home}:{ROOT}"},
+                start_new_session=True,
+            )
+
+    def said(self, what: str) -> str:
+        """The rest of the first line that begins with ``what``; AssertionError after the deadline."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            output = self._output.read_text()
+            for line in output.splitlines(keepends=True):
+                if line.startswith(what) and line.endswith("\n"):
+                    return line.removeprefix(what).strip()
+            assert self.process.poll() is None, output
+            assert time.monotonic() < deadline, output
+            time.sleep(POLL_S)
+
+    @property
+    def address(self) -> str:
+        return self.said("address: ")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def guides(tmp_path: Path) -> Iterator[list[Guide]]:
+    """Two that know of each other."""
+    first = Guide(tmp_path / "guide-1")
+    second = Guide(tmp_path / "guide-2", "--peers", first.address)
+    yield [first, second]
+    for guide in (first, second):
+        guide.kill()
+
+
+def test_an_invite_with_bootstrap_peers_alone_leads_to_the_run_whoever_of_it_and_of_them_is_gone(
+    tmp_path: Path, guides: list[Guide]
+) -> None:
+    one, other = guides
+    flags = ("--bootstrap", f"{one.address},{other.address}")
+    with swarm(tmp_path) as made:
+        first, printed = made.start(outer_steps=1000, options=(*SLOW, *flags))
+        assert parse_invite(printed).addresses[:2] == (one.address, other.address)
+        invite = format_invite(replace(parse_invite(printed), addresses=(one.address, other.address)))
+        one.kill()
+        second = made.join("second", invite, *SLOW)
+        second.wait_for("outer_step_committed", lambda event: set(event["members"]) == {first.id, second.id})
+        first.kill()
+        third = made.join("third", invite, *SLOW)
+        third.wait_for("outer_step_committed", lambda event: set(event["members"]) == {second.id, third.id})
+        # What a bootstrap peer has not, a newcomer asks it for once, and takes it for no failure.
+        assert not second.all("manifest_failed")
+        assert not third.all("manifest_failed")
+
+
+def test_with_an_invite_it_is_in_it_and_leads_to_that_run(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        first, printed = made.start(outer_steps=1000, options=SLOW)
+        guide = Guide(tmp_path / "guide", printed)
+        try:
+            invite = parse_invite(guide.said("invite: "))
+            assert invite == replace(parse_invite(printed), addresses=(guide.address, *parse_invite(printed).addresses))
+            alone = format_invite(replace(invite, addresses=(guide.address,)))
+            second = made.join("second", alone, *SLOW)
+            second.wait_for("outer_step_committed", lambda event: set(event["members"]) == {first.id, second.id})
+        finally:
+            guide.kill()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+    guide = Guide(tmp_path / "guide")
+    try:
+        assert guide.address.startswith("/ip4/127.0.0.1/tcp/")
+        children = descendants(guide.process.pid)
+        assert children
+        guide.process.send_signal(number)
+        assert guide.process.wait(10) == exit_code
+        assert not alive(children)
+    finally:
+        guide.kill()
