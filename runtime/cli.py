@@ -13,7 +13,19 @@ import typer
 
 from peers.errors import NetworkError
 from peers.identity import IdentityError
-from runtime.commands import control, dashboard, demo, init, invite, peer, plan, results, watch
+from runtime.commands import (
+    bootstrap,
+    control,
+    dashboard,
+    demo,
+    init,
+    invite,
+    peer,
+    plan,
+    results,
+    service,
+    watch,
+)
 from runtime.errors import ConfigError
 from runtime.version import version
 
@@ -52,7 +64,7 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
-def _command(name: str, function: Callable[P, int]) -> None:
+def _command(name: str, function: Callable[P, int], within: typer.Typer = app, **settings: bool) -> None:
     """Register a command whose result is the exit code; Ctrl-C is 130, without a traceback."""
 
     @functools.wraps(function)
@@ -63,7 +75,7 @@ def _command(name: str, function: Callable[P, int]) -> None:
             code = EXIT_INTERRUPTED
         raise typer.Exit(code)
 
-    app.command(name)(run)
+    within.command(name, context_settings=settings)(run)
 
 
 def _print_version(wanted: bool) -> None:
@@ -91,6 +103,12 @@ _command("limits", control.limits)
 _command("pause", control.pause)
 _command("resume", control.resume)
 _command("leave", control.leave)
+_command("bootstrap", bootstrap.bootstrap)
+_services = typer.Typer(help="A peer that runs by itself, as a service of yours.", no_args_is_help=True)
+app.add_typer(_services, name="service")
+_command("install", service.install, _services, ignore_unknown_options=True)
+_command("uninstall", service.uninstall, _services)
+_command("status", service.status, _services)
 _command("demo", demo.demo)
 _command("watch", watch.watch)
 _command("dashboard", dashboard.dashboard)
