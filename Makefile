@@ -11,7 +11,7 @@ ARGS ?=
 SEEDS ?= 300
 FIRST ?= 0
 
-.PHONY: help demo test test-monitor sim monitor docs lint clean
+.PHONY: help demo test test-monitor sim monitor docs lint image smoke clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ lint: $(STAMP) ## Check style, formatting and types
 
 docs: $(STAMP) ## Write docs/configuration.md anew, from runtime/config.py
 	@$(BIN)/python -m runtime.config_reference docs/configuration.md
+
+image: ## Build the images atoll and atoll:monitor (more for docker build: make image ARGS="--build-arg ...")
+	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile -t atoll $(ARGS) .
+	@DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile.monitor -t atoll:monitor $(ARGS) .
+
+smoke: ## Start docker/compose.yaml, kill one peer, cut off another, stop a third, and look whether the run goes on
+	@docker/smoke.sh
 
 clean: ## Remove the virtual environment and every cache
 	@rm -rf $(VENV) .venv-monitor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
