@@ -120,8 +120,11 @@ async def _join(invite: Invite, user: User) -> int | None:
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
     """Data and model of the run. Raises: ConfigError, also if it needs more than the user lends."""
-    on_cpu = not peer.config.auxiliary and resolve_device(peer.config.device).type == "cpu"
-    check_fits(run_config, peer.user.limits, on_cpu=on_cpu, kept_bytes=await asyncio.to_thread(peer.bytes_that_stay))
+    if peer.user.manifest is None:
+        # Later, after a pause, what it really holds decides: limits that were changed meanwhile do not end a process.
+        on_cpu = not peer.config.auxiliary and resolve_device(peer.config.device).type == "cpu"
+        kept_bytes = await asyncio.to_thread(peer.bytes_that_stay)
+        check_fits(run_config, peer.user.limits, on_cpu=on_cpu, kept_bytes=kept_bytes)
     own = share_threads()
     if peer.config.auxiliary:
         return await asyncio.to_thread(AuxiliaryTrainer, run_config)
