@@ -5,6 +5,7 @@ which anybody may call himself anybody, blacklists for a minute whom it failed t
 answers strangers.
 """
 
+import os
 import uuid
 from typing import Any
 
@@ -318,4 +319,6 @@ def _reason(error: BaseException) -> str:
             return "stream broke"
         case InvalidSignature():
             return "has not the key of the peer that it says it is"
+        case OSError(errno=int(number)):
+            return os.strerror(number)
     return " ".join(str(error).split())[:200] or type(error).__name__

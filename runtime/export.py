@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from runtime.training.checkpoint import load_newest
 from runtime.training.model import GPT, PRESETS, VOCABULARY, build_model, unflatten_into
 
 
-def trained_model(run: KeptRun) -> tuple[GPT, State]:
+def trained_model(run: KeptRun, torn: Callable[[Path, str], None]) -> tuple[GPT, State]:
     """The model with the weights of the newest checkpoint that is whole, on the CPU.
 
+    Args: torn is told of each newer one that is not, and why.
     Raises: ConfigError if there is none.
     """
-    loaded = load_newest(run.folder)
+    loaded = load_newest(run.folder, torn)
     if loaded is None:
         raise ConfigError(f"{run.folder} has no checkpoint yet: there is one after the first outer step")
     model = build_model(run.manifest.config.model.preset, run.manifest.config.model.seed)
@@ -31,14 +33,18 @@ def trained_model(run: KeptRun) -> tuple[GPT, State]:
     return model.eval(), state
 
 
-def export(run: KeptRun, into: Path) -> State:
-    """Write ``model.safetensors``, ``config.json`` and the card ``README.md`` into a new folder.
+def export(run: KeptRun, into: Path | str, torn: Callable[[Path, str], None]) -> tuple[Path, State]:
+    """Write ``model.safetensors``, ``config.json`` and the card ``README.md`` into a new folder; where, and of what.
 
+    Args:
+        into: the folder, or a word with which its name begins; the outer step follows then.
+        torn: as for ``trained_model``.
     Raises: ConfigError if the folder is there already or cannot be written; nothing is left of it then.
     """
-    model, state = trained_model(run)
+    model, state = trained_model(run, torn)
     preset = run.manifest.config.model.preset
-    into = into.absolute()
+    place = Path(f"{into}-{state.outer_step}") if isinstance(into, str) else into
+    into = place.absolute()
     temporary = into.parent / f".{into.name}.unfinished"
     try:
         if into.exists():
@@ -56,7 +62,7 @@ def export(run: KeptRun, into: Path) -> State:
         raise ConfigError(f"{into} cannot be written ({error}); name another with --output") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return state
+    return place, state
 
 
 def card(run: KeptRun, state: State) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 from peers.addresses import MARK, if_free
@@ -195,7 +195,9 @@ class Peer:
         # After a pause it is as a rule the same.
         if text != self.user.printed_invite:
             self.user.printed_invite = text
-            print(f"invite: {text}", flush=True)
+            # It is in the folder too: nobody needs to read it here.
+            with suppress(OSError):
+                print(f"invite: {text}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
         """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.

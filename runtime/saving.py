@@ -46,6 +46,7 @@ class Saver:
         self._disk, self._checkpoint_bytes = disk, checkpoint_bytes
         self._again_at = 0.0
         self._saving: asyncio.Task[None] | None = None
+        self._failing = False
         self._forks: set[asyncio.Task[None]] = set()
         self._memory: Sequence[Tensor | None] = (None, None, None)
         clear_unfinished(folder)
@@ -91,8 +92,12 @@ class Saver:
         try:
             await asyncio.to_thread(write)
         except OSError as error:
-            # A full disk: the state before stands, and the run goes on.
-            self._report("checkpoint_failed", outer_step=outer_step, reason=str(error))
+            # A full disk: the state before stands, and the run goes on. It may be full for long: told once.
+            if not self._failing:
+                self._report("checkpoint_failed", outer_step=outer_step, reason=str(error))
+            self._failing = True
+        else:
+            self._failing = False
 
     # In a thread.
 

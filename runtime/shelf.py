@@ -4,11 +4,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.checkpoints import Checkpoint, found
+from runtime.checkpoints import CHECKPOINTS, Checkpoint, found
 from runtime.errors import ConfigError
 from runtime.folder import MANIFEST_FILE, Folder
 from runtime.manifest import Manifest
 from runtime.places import data_home
+from runtime.running import running_folders
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,12 @@ class KeptRun:
 
 
 def kept_runs() -> list[KeptRun]:
-    """Of peers that have joined, and of those that were opened by run files in the current folder."""
+    """Of peers that have joined or run now, and of those that were opened by run files in the current folder."""
     runs = []
-    for place in [*sorted(data_home().glob("*")), *sorted(Path().glob("*.peer"))]:
+    places = dict[Path, Path]()
+    for place in (*sorted(data_home().glob("*")), *sorted(Path().glob("*.peer")), *running_folders()):
+        places.setdefault(place.resolve(), place)
+    for place in places.values():
         # One that is damaged, or of another release, is not to hide the rest.
         with suppress(ConfigError):
             runs.append(kept_run(place))
@@ -50,6 +54,8 @@ def find_run(name: str) -> KeptRun:
     runs = kept_runs()
     meant = [run for run in runs if name and name in (run.manifest.config.name, str(run.folder))]
     meant = meant or [run for run in runs if len(name) >= 4 and run.manifest.run_id.startswith(name)]
+    if not meant and name and (Path(name) / CHECKPOINTS).is_dir():
+        raise ConfigError(f"{name} has lost the manifest that says what its run is: join with this --folder again")
     if not meant:
         raise ConfigError(f"There is no run {name!r} on this disk: name one that atoll runs lists, or a peer's folder")
     if len(meant) > 1:

@@ -70,6 +70,9 @@ class User:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.leave, "interrupted", EXIT_INTERRUPTED)
         loop.add_signal_handler(signal.SIGTERM, self.leave, "told to end", 0)
+        # Under nohup it is ignored, and stays so.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self.leave, "its terminal was closed", 0)
         if self.config.exit_with_stdin:
             threading.Thread(target=self._wait_for_end, args=(loop,), name="stdin", daemon=True).start()
         if await serve_control(stack, self.config.folder, self.answer):

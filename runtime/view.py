@@ -16,11 +16,25 @@ from runtime.progress import Given, Progress, download_words, lines
 DOWNLOAD_TOLD = 0.1
 
 
+class LastingConsole(Console):
+    """Whoever read what it says may be gone: it says nothing from then on, and nothing ends by that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+    def _write_buffer(self) -> None:
+        try:
+            super()._write_buffer()
+        except OSError:
+            # A terminal that was closed.
+            self.quiet = True
+
+
 class View:
     """Writes to standard error, so that standard output keeps to the invite."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self._console = console or LastingConsole(stderr=True, highlight=False, markup=False)
         self.moves = self._console.is_terminal and not self._console.is_dumb_terminal
         """Whether there is a terminal, on which lines can be written anew."""
         self.given = Given()

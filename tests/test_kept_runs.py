@@ -56,7 +56,7 @@ def atoll(*arguments: str) -> Result:
 
 
 def test_runs_lists_those_that_were_joined_and_those_that_were_opened_here(home: Path) -> None:
-    assert "no run on this disk" in atoll("runs").output
+    assert "There is no run in" in atoll("runs").output
     joined = make_run(home / "data" / "atoll" / "abc", "tides")
     make_run(home / "here" / "mine.peer", "waves", outer_step=0)
     listed = atoll("runs").output
@@ -177,3 +177,45 @@ def test_a_damaged_folder_hides_no_other_run_and_a_folder_no_run_of_its_name(hom
     assert "tides" in atoll("runs").output
     assert find_run("tides").folder.name == "abc"
     assert atoll("export", "tides", "--output", "out/").exit_code == 0
+
+
+def test_a_torn_checkpoint_is_told_and_what_is_written_is_called_after_the_one_that_was_used(home: Path) -> None:
+    folder = home / "here" / "mine.peer"
+    make_run(folder, "tides", outer_step=7)
+    anchor_P = flatten(build_model("toy", 1).parameters())
+    save_checkpoint(folder, State(9, bytes(32), 20_000, (BOB,), anchor_P, torch.zeros_like(anchor_P)))
+    torn = next((folder / "checkpoints").glob("*9.*"))
+    weights = torn / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8 * [1]))
+    done = atoll("export", "tides")
+    assert done.exit_code == 0
+    assert f"{torn.name} cannot be used" in done.output
+    assert "Wrote tides-7: " in done.output
+    assert (home / "here" / "tides-7" / "model.safetensors").exists()
+    assert "cannot be used" in atoll("eval", "tides").output
+
+
+def test_a_folder_without_its_manifest_is_told_apart_from_no_folder(home: Path) -> None:
+    make_run(home / "here" / "mine.peer")
+    (home / "here" / "mine.peer" / "manifest").unlink()
+    with pytest.raises(ConfigError, match=r"^mine.peer has lost the manifest"):
+        find_run("mine.peer")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("generate", "tides", "--seed", "-1"),
+        ("generate", "tides", "--seed", str(1 << 63)),
+        ("eval", "tides", "--data", ""),
+    ],
+)
+def test_what_no_command_can_use_is_refused_in_a_sentence(home: Path, said: tuple[str, ...]) -> None:
+    make_run(home / "here" / "mine.peer")
+    assert isinstance(atoll(*said).exception, ConfigError)
+
+
+def test_the_smallest_temperature_takes_the_likeliest(home: Path) -> None:
+    make_run(home / "here" / "mine.peer")
+    cold, coldest = (atoll("generate", "tides", "--bytes", "5", "--temperature", one).output for one in ("0", "1e-300"))
+    assert cold == coldest

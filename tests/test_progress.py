@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -277,6 +278,17 @@ def test_on_a_terminal_a_download_is_in_the_area_until_it_is_over() -> None:
         view.show({"event": "state_downloaded", "time": 1.0, "peer": OWN, "bytes": 1, "received_bytes": 1})
         view.draw(AT_WORK)
         assert rendered(written.getvalue())[1] == "training"
+
+
+def test_who_stops_reading_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``2>&1 | head`` does."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        view = View()
+        os.close(reading)
+        for _ in range(3):
+            view.say("a line")
 
 
 def rendered(written: str) -> list[str]:

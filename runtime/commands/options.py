@@ -16,10 +16,19 @@ from runtime.peerfile import PEER_FILE, read_peer_file
 
 KEY_DEFAULT = "~/.config/atoll/identity.key"
 
-Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="This peer's state and event log.")]
-Key = Annotated[Path | None, typer.Option(metavar="FILE", help="Private key.", show_default=KEY_DEFAULT)]
+
+def _named(text: str) -> Path:
+    """A path that somebody has named: an empty one, as of a variable that is not set, would be this folder."""
+    if not text:
+        raise typer.BadParameter("its name is empty")
+    return Path(text)
+
+
+Folder = Annotated[Path | None, typer.Option(metavar="DIR", parser=_named, help="This peer's state and event log.")]
+Key = Annotated[Path | None, typer.Option(metavar="FILE", parser=_named, help="Private key.", show_default=KEY_DEFAULT)]
 ConfigFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="These flags as TOML.", show_default=f"DIR/{PEER_FILE}")
+    Path | None,
+    typer.Option(metavar="FILE", parser=_named, help="These flags as TOML.", show_default=f"DIR/{PEER_FILE}"),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[str | None, typer.Option(metavar="PATH", help="Text file, folder or glob to train on.")]

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.errors import ConfigError
+from runtime.places import data_home
 from runtime.shelf import find_run, kept_runs
 
-MOST_BYTES = 1 << 20
+MOST_BYTES, MOST_SEED = 1 << 20, (1 << 63) - 1
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name, beginning of the run id, or folder of a peer.")]
 
@@ -22,7 +23,10 @@ def runs() -> int:
     """List the runs that this disk has something of."""
     known = kept_runs()
     if not known:
-        print("There is no run on this disk: atoll join INVITE, or atoll init and atoll start, begins one.")
+        print(
+            f"There is no run in {data_home()}, none runs, and none was started here (*.peer): atoll join INVITE, or "
+            "atoll init and atoll start, begins one. A folder that --folder named is shown while its peer runs."
+        )
         return 0
     table = Table("run", "run id", "outer steps", "tokens", "model", "folder", box=None, pad_edge=False)
     for run in known:
@@ -43,6 +47,8 @@ def evaluate(
     ] = None,
 ) -> int:
     """Measure the loss of a run's newest checkpoint on a text."""
+    if data == "":
+        raise ConfigError("The name after --data is empty: name a text file, a folder or a glob")
     kept = find_run(run)
     from runtime.export import trained_model
     from runtime.training.data import load_corpus, load_text
@@ -51,7 +57,7 @@ def evaluate(
     section = kept.manifest.config.data
     if data is None and section.source == "files":
         raise ConfigError("the run trains on the volunteers' own text: name one with --data")
-    model, state = trained_model(kept)
+    model, state = trained_model(kept, _tell_torn)
     text = load_text(data) if data else load_corpus(section.source, None, section.validation_fraction).validation
     try:
         loss = loss_on(model, text)
@@ -74,13 +80,15 @@ def generate(
         raise ConfigError(f"--bytes is {n_bytes}, but must be from 1 to {MOST_BYTES}")
     if not (math.isfinite(temperature) and 0 <= temperature <= 100):
         raise ConfigError(f"--temperature is {temperature:g}, but must be from 0 to 100")
+    if seed is not None and not 0 <= seed <= MOST_SEED:
+        raise ConfigError(f"--seed is {seed}, but must be from 0 to {MOST_SEED}")
     kept = find_run(run)
     import torch
 
     from runtime.export import trained_model
     from runtime.training.inference import continuation
 
-    model, _ = trained_model(kept)
+    model, _ = trained_model(kept, _tell_torn)
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -109,12 +117,13 @@ def export(
     kept = find_run(run)
     from runtime.export import export as export_run
 
-    if output is None:
-        newest = kept.newest.outer_step if kept.newest else 0
-        output = Path(f"{_file_name(kept.manifest.config.name)}-{newest}")
-    state = export_run(kept, output)
+    output, state = export_run(kept, output or _file_name(kept.manifest.config.name), _tell_torn)
     print(f"Wrote {output}: model.safetensors, config.json and README.md, after outer step {state.outer_step}")
     return 0
+
+
+def _tell_torn(checkpoint: Path, reason: str) -> None:
+    print(f"atoll: the checkpoint {checkpoint} cannot be used, an older one is: {reason}", file=sys.stderr)
 
 
 def _file_name(name: str) -> str:

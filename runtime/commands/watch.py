@@ -21,6 +21,7 @@ from runtime.monitor.screen import Showing
 from runtime.monitor.source import Watched
 from runtime.monitor.summary import summary
 from runtime.monitor.terminal import show, view
+from runtime.progress import counted
 
 LIVE_TIMEOUT_S = 15.0
 LIVE_POLL_S = 0.05
@@ -43,6 +44,7 @@ def watch(
         raise ConfigError("--json shows a run once: say atoll watch INVITE --once --json")
     if once:
         return watch_once(source.follow_run, parsed, as_json)
+    source.require_observer()
     watched = Watched(parsed.run_id)
     return _until_ended(show(Showing(watched), source.follow_run(parsed, watched), _console()))
 
@@ -123,7 +125,7 @@ def report(
         raise ConfigError(f"{file} exists already: say --force to overwrite it, or name another with --out") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): name another with --out") from None
-    print(f"Wrote {file}: {len(picture.steps):,} outer steps and {len(picture.members):,} members")
+    print(f"Wrote {file}: {counted(len(picture.steps), 'outer step')} and {counted(len(picture.members), 'member')}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
@@ -71,32 +72,38 @@ class Watched:
             self.trouble = f"the run's manifest cannot be read: {error}"
 
 
-async def follow_run(invite: Invite, watched: Watched) -> None:
-    """Keep the picture up to date from whichever member tells, until cancelled.
-
-    Raises: ConfigError if this installation cannot watch.
-    """
+def require_observer() -> None:
+    """Raises: ConfigError if what follows a run, an extra, is not installed."""
     try:
-        from peers import observer
+        importlib.import_module("peers.observer")
     except ImportError as error:
         raise ConfigError(
             f"watching needs the package {error.name or 'libp2p'}: pip install 'atoll[monitor]'"
         ) from None
 
+
+async def follow_run(invite: Invite, watched: Watched) -> None:
+    """Keep the picture up to date from whichever member tells, until cancelled.
+
+    Raises: ConfigError if this installation cannot watch.
+    """
+    require_observer()
+    from peers.observer import Followed, Frame, LostMember, Nobody, follow
+
     def hello() -> bytes:
         return greeting(invite.run_id, watched.outer_step)
 
-    async with aclosing(observer.follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as seen:
+    async with aclosing(follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as seen:
         async for told in seen:
             match told:
-                case observer.Followed(peer):
+                case Followed(peer):
                     watched.say("", peer)
-                case observer.Frame(_, body):
+                case Frame(_, body):
                     for event in parse_events(body):
                         watched.see(event)
-                case observer.LostMember(_, reason):
+                case LostMember(_, reason):
                     watched.say(f"the member that told is gone ({reason}); asking another")
-                case observer.Nobody(reason, retry_s):
+                case Nobody(reason, retry_s):
                     watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
 
 

@@ -23,11 +23,12 @@ def continuation(
     with torch.inference_mode():
         for _ in range(n_bytes):
             context_1T = torch.tensor([tokens[-model.shape.context :]])
-            logits_V = model(context_1T)[0, -1].float()
+            logits_V = model(context_1T)[0, -1].double()
             if temperature == 0:
                 token = int(logits_V.argmax())
             else:
-                chances_V = torch.softmax(logits_V / temperature, 0)
+                # Of the smallest temperature there is no sign but the likeliest byte's.
+                chances_V = torch.softmax((logits_V - logits_V.max()) / temperature, 0)
                 token = int(torch.multinomial(chances_V, 1, generator=generator))
             tokens.append(token)
             yield bytes([token])

@@ -116,6 +116,12 @@ def test_whoever_is_told_to_end_says_goodbye_and_leaves_nothing(tmp_path: Path) 
             assert down["reason"].startswith("left"), down
             assert "Traceback" not in leaver.output
         third.wait_for_step(third.outer_step + 3)
+        # Nobody calls back who has said goodbye.
+        returned = [event for event in third.read() if event["event"] == "member_up" and event["time"] > down["time"]]
+        assert returned == []
+        third.process.send_signal(signal.SIGHUP)
+        assert third.wait_for_exit(GOODBYE_S) == 0, third.story()
+        assert third.read()[-1]["reason"] == "its terminal was closed", third.story()
 
 
 def test_a_killed_peer_that_comes_back_with_its_folder_takes_part_again(tmp_path: Path) -> None:
