@@ -16,7 +16,7 @@ from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.checkpoints import set_aside
+from runtime.checkpoints import bytes_beside_checkpoints, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock
@@ -81,6 +81,7 @@ async def _start(run_config: RunConfig, user: User) -> int | None:
     """As first peer, until the run is over or there is a reason to leave; the exit code, None for a pause."""
     folder = Folder(user.config.folder)
     async with AsyncExitStack() as stack:
+        _check_fits(run_config, user)
         known = folder.addresses[:MOST_BOOTSTRAP]
         peer = await Peer.go_online(stack, user, (*user.config.bootstrap_addresses, *known))
         trainer = await _build(run_config, peer)
@@ -113,18 +114,22 @@ async def _join(invite: Invite, user: User) -> int | None:
         if manifest is None:
             return await peer.leave()
         folder.claim(manifest)
+        _check_fits(manifest.config, user)
         trainer = await _build(manifest.config, peer)
         await peer.print_invite(invite.addresses)
         return await _take_part(stack, peer, manifest, trainer, opens=False)
 
 
+def _check_fits(run_config: RunConfig, user: User) -> None:
+    """Raises: ConfigError if the run needs more of the machine than its user lends."""
+    if user.manifest is None:
+        # After a pause what it really holds decides: limits that were changed meanwhile do not end a process.
+        on_cpu = not user.config.auxiliary and resolve_device(user.config.device).type == "cpu"
+        check_fits(run_config, user.limits, on_cpu=on_cpu, kept_bytes=bytes_beside_checkpoints(user.config.folder))
+
+
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
-    """Data and model of the run. Raises: ConfigError, also if it needs more than the user lends."""
-    if peer.user.manifest is None:
-        # Later, after a pause, what it really holds decides: limits that were changed meanwhile do not end a process.
-        on_cpu = not peer.config.auxiliary and resolve_device(peer.config.device).type == "cpu"
-        kept_bytes = await asyncio.to_thread(peer.bytes_that_stay)
-        check_fits(run_config, peer.user.limits, on_cpu=on_cpu, kept_bytes=kept_bytes)
+    """Data and model of the run. Raises: ConfigError."""
     own = share_threads()
     if peer.config.auxiliary:
         return await asyncio.to_thread(AuxiliaryTrainer, run_config)

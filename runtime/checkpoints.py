@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.disk import folder_bytes
+
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 FORMAT = "atoll-checkpoint-3"
@@ -116,6 +118,11 @@ def prune(folder: Path, keep: int, keep_every: int) -> None:
     for one in newest_first:
         if one.path not in stay:
             shutil.rmtree(one.path, ignore_errors=True)
+
+
+def bytes_beside_checkpoints(folder: Path) -> int:
+    """What stays in a peer's folder, whatever comes: forks and torn ones too, which are their owner's to delete."""
+    return folder_bytes(folder) - sum(folder_bytes(one.path) for one in found(folder)[0])
 
 
 def set_aside(path: Path) -> None:

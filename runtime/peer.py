@@ -18,8 +18,7 @@ from peers.service import Mesh
 from peers.transport import Transport
 from runtime.averaging.statesync import STATE_PROTOCOL
 from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
-from runtime.checkpoints import found
-from runtime.disk import Allotment, folder_bytes
+from runtime.disk import Allotment
 from runtime.errors import ConfigError
 from runtime.folder import Folder, unwritable
 from runtime.invite import MOST_INVITING, Invite, format_invite
@@ -117,10 +116,6 @@ class Peer:
         )
         meshing = asyncio.create_task(self.mesh.run())
         stack.push_async_callback(end, meshing)
-
-    def bytes_that_stay(self) -> int:
-        """In the folder, whatever comes: all but the checkpoints, of which only the newest has to."""
-        return folder_bytes(self.folder.path) - sum(folder_bytes(one.path) for one in found(self.folder.path)[0])
 
     def _may_log(self, n_bytes: int) -> bool:
         return self.disk.take(n_bytes, leaving=self.checkpoint_bytes + SMALL_FILES_BYTES)

@@ -164,7 +164,17 @@ def test_a_file_that_cannot_be_read_is_the_users_to_mend(tmp_path: Path, make, s
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("device", "gpu"), ("host", "localhost"), ("device", "cuda:"), ("threads", -1), ("port", 65536), ("port", True)],
+    [
+        *(
+            ("device", "gpu"),
+            ("host", "localhost"),
+            ("device", "cuda:"),
+            ("threads", -1),
+            ("port", 65536),
+            ("port", True),
+        ),
+        *(("up", "10"), ("down", "400kB/s"), ("memory", "4G"), ("disk", "1MB"), ("hours", "9-17"), ("nice", 20)),
+    ],
 )
 def test_a_peers_own_settings_have_limits_too(field: str, value: Any) -> None:
     config = dataclasses.replace(PeerConfig(Path("folder"), Path("key")), **{field: value})
