@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -104,7 +104,7 @@ def _checked_name(command: str, words: list[str]) -> str:
         load_run_file(parsed["file"])
     run_id = parse_invite(parsed["invite"]).run_id if parsed.get("invite") else ""
     if command != "bootstrap":
-        peer_config(said_in(context, parsed), Path(parsed.get("file", run_id)), Path())
+        peer_config(said_in(cast(typer.Context, context), parsed), Path(parsed.get("file", run_id)), Path())
     return Path(parsed["file"]).stem if command == "start" else run_id[:12] or command
 
 
