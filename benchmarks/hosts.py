@@ -2,6 +2,10 @@
 
 Host K is a namespace with the address 10.77.0.K+1 on one of two bridges: all are on the first unless the network is
 split. A link of a given rate is a token bucket each way, with 10 ms of tokens and 100 ms of queue.
+
+A host behind NAT has a router of its own, another namespace: that has the address, and passes what the host sends on as
+its own (masquerading); what comes without having been asked for is dropped, silently. All such hosts are 192.168.1.2 at
+home. What is sent to an address that nobody has is lost silently too, as on the internet.
 """
 
 import os
@@ -11,15 +15,34 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
+NO_MAC = "02:00:00:00:00:01"
+HOME_ADDRESS, ROUTER_ADDRESS = "192.168.1.2", "192.168.1.1"
+# A way to the rest of the internet, whose end nobody has.
+NOWHERE = "10.77.0.254"
+# Of a home's router: everything out under its own address, nothing in that does not belong to what went out.
+FIREWALL = """
+table ip nat {
+  chain prerouting { type nat hook prerouting priority dstnat; }
+  chain postrouting { type nat hook postrouting priority srcnat; oifname "eth0" masquerade; }
+}
+table ip filter {
+  chain input { type filter hook input priority filter; iifname "eth0" ct state new drop; }
+  chain forward { type filter hook forward priority filter; ct status dnat accept; iifname "eth0" ct state new drop; }
+}
+"""
+
 
 class Hosts:
     """A context manager; on leaving, namespaces and bridges are gone. Needs root and iproute2.
 
-    Args: rates_mbit are the links', each way, or one of every link; None leaves them unshaped.
+    Args: rates_mbit are the links', each way, or one of every link; None leaves them unshaped. hidden are behind NAT,
+    which needs nftables.
     """
 
-    def __init__(self, n_hosts: int, rates_mbit: float | Sequence[float] | None = None) -> None:
-        self._n_hosts = n_hosts
+    def __init__(
+        self, n_hosts: int, rates_mbit: float | Sequence[float] | None = None, hidden: Collection[int] = ()
+    ) -> None:
+        self._n_hosts, self._hidden = n_hosts, frozenset(hidden)
         self._rates_mbit = rates_mbit if isinstance(rates_mbit, Sequence) else [rates_mbit] * n_hosts
         # Names of interfaces have at most 15 characters; two benchmarks at a time do not share them.
         self._id = f"at{os.getpid() % 100_000}"
@@ -27,6 +50,10 @@ class Hosts:
     @staticmethod
     def available() -> bool:
         return os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("tc") is not None
+
+    @staticmethod
+    def can_hide() -> bool:
+        return Hosts.available() and shutil.which("nft") is not None
 
     def __enter__(self) -> "Hosts":
         try:
@@ -44,7 +71,8 @@ class Hosts:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for host in range(self._n_hosts):
-            subprocess.run(["ip", "netns", "del", self._namespace(host)], capture_output=True, check=False)
+            for namespace in (self._namespace(host), self._router(host)):
+                subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
             subprocess.run(["ip", "link", "del", self._port(host)], capture_output=True, check=False)
         for side in (0, 1):
             subprocess.run(["ip", "link", "del", self._bridge(side)], capture_output=True, check=False)
@@ -54,6 +82,7 @@ class Hosts:
         return ("ip", "netns", "exec", self._namespace(host))
 
     def address(self, host: int) -> str:
+        """At which the others see it."""
         return f"10.77.0.{host + 1}"
 
     def link(self, host: int, up: bool) -> None:
@@ -76,22 +105,49 @@ class Hosts:
         # At the switch: what the host sends is received there.
         return int(Path(f"/sys/class/net/{self._port(host)}/statistics/{what}").read_text())
 
+    def open_port(self, host: int, port: int) -> None:
+        """Have the router of a hidden host pass on what comes to this port, as people set theirs up."""
+        rule = f"add rule ip nat prerouting iifname eth0 tcp dport {port} dnat to {HOME_ADDRESS}"
+        _run("ip", "netns", "exec", self._router(host), "nft", rule)
+
     def _add(self, host: int) -> None:
         namespace, port = self._namespace(host), self._port(host)
         _ip("netns", "add", namespace)
+        if host in self._hidden:
+            namespace = self._add_router(host)
         _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         _ip("link", "set", port, "master", self._bridge(0), "up")
         _ip("-n", namespace, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
             _ip("-n", namespace, "link", "set", device, "up")
+        if self._hidden:
+            _ip("-n", namespace, "neigh", "add", NOWHERE, "lladdr", NO_MAC, "dev", "eth0", "nud", "permanent")
+            _ip("-n", namespace, "route", "add", "default", "via", NOWHERE)
         if (rate := self._rates_mbit[host]) is not None:
             bucket = max(16_000, int(rate * 1e6 / 8 / 100))
             shape = ["root", "tbf", "rate", f"{rate}mbit", "burst", str(bucket), "latency", "100ms"]
             _run("tc", "qdisc", "replace", "dev", port, *shape)
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", "eth0", *shape)
 
+    def _add_router(self, host: int) -> str:
+        """Between a host and the rest; the router's namespace, which has the host's link and address from now on."""
+        home, router = self._namespace(host), self._router(host)
+        _ip("netns", "add", router)
+        _ip("link", "add", "lan0", "netns", router, "type", "veth", "peer", "name", "eth0", "netns", home)
+        for namespace, device, address in ((home, "eth0", HOME_ADDRESS), (router, "lan0", ROUTER_ADDRESS)):
+            _ip("-n", namespace, "addr", "add", f"{address}/24", "dev", device)
+            _ip("-n", namespace, "link", "set", device, "up")
+        _ip("-n", home, "link", "set", "lo", "up")
+        _ip("-n", home, "route", "add", "default", "via", ROUTER_ADDRESS)
+        _run("ip", "netns", "exec", router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        _run("ip", "netns", "exec", router, "nft", FIREWALL)
+        return router
+
     def _namespace(self, host: int) -> str:
         return f"{self._id}n{host}"
+
+    def _router(self, host: int) -> str:
+        return f"{self._id}r{host}"
 
     def _port(self, host: int) -> str:
         return f"{self._id}p{host}"

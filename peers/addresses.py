@@ -127,6 +127,20 @@ def tcp_endpoint(address: str) -> tuple[str, int] | None:
     return parts[2], int(parts[4])
 
 
+def seen_endpoint(encoded: bytes) -> tuple[str, int] | None:
+    """IP address and port at the beginning of a binary multiaddr, as p2pd has whom it is connected with.
+
+    None for a way through a relay, or one that is not TCP: nothing can be dialled there.
+    """
+    n_bytes = {_CODES["ip4"]: 4, _CODES["ip6"]: 16}.get(encoded[0] if encoded else 0)
+    if n_bytes is None or len(encoded) < n_bytes + 4 or encoded[n_bytes + 1] != _CODES["tcp"]:
+        return None
+    if varint(_CODES["p2p-circuit"]) in encoded[n_bytes + 4 :]:
+        return None
+    host = str(ipaddress.ip_address(encoded[1 : n_bytes + 1]))
+    return host, int.from_bytes(encoded[n_bytes + 2 : n_bytes + 4], "big")
+
+
 def if_free(host: str, port: int) -> int:
     """The port, or 0 for any where another program has it by now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

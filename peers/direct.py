@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from peers.addresses import MARK, direct_address, host_and_port
 from peers.connection import Connection, DirectStream
 from peers.daemon import end_tasks
+from peers.dialback import Reach
 from peers.errors import NetworkError, PeerError, StreamClosed, Unreachable
 from peers.identity import Identity, peer_id_of, verify
-from peers.p2pd import P2pdTransport
-from peers.transport import Stream, StreamHandler
+from peers.transport import Stream, StreamHandler, Transport
 
 HELLO_CONTEXT = "atoll direct dialler"
 NONCE_BYTES = 32
@@ -52,11 +52,13 @@ class DirectTransport:
     def __init__(
         self,
         identity: Identity,
-        p2pd: P2pdTransport,
+        p2pd: Transport,
         bulk: Sequence[str],
         linked: Callable[[str, str], None] = lambda peer, kind: None,
     ) -> None:
         self.linked = linked
+        self.reach: Reach | None = None
+        """What others have found, None while nobody has been asked."""
         self._identity, self._p2pd, self._bulk = identity, p2pd, frozenset(bulk)
         self._accepting, self._dialling = _tls_contexts(identity)
         self._port = 0
@@ -97,16 +99,47 @@ class DirectTransport:
 
     @property
     def dialable(self) -> bool:
-        """See ``peers.transport.Transport``: some bulk has come directly, or none has come over p2pd."""
+        """See ``peers.transport.Transport``: others say so or, while they do not, none has had to go over p2pd."""
+        if self.reach is not None:
+            return self.reach.dialable
         return self._came_directly or not self._came_over_p2pd
 
     async def addresses(self) -> tuple[str, ...]:
-        """See ``peers.transport.Transport``: p2pd's, and where this transport itself can be dialled."""
-        addresses = await self._p2pd.addresses()
-        if self._server is None:
-            return addresses
+        """See ``peers.transport.Transport``: p2pd's, and where this transport itself can be dialled.
+
+        Without the latter where others have found that it cannot be: each would wait for seconds to find it anew.
+        """
+        addresses, reach = await self._p2pd.addresses(), self.reach
+        if reach is not None and reach.port and reach.host:
+            # Where a router passes on what comes, p2pd may not know its address.
+            kind = "ip6" if ":" in reach.host else "ip4"
+            addresses = tuple(dict.fromkeys((f"/{kind}/{reach.host}/tcp/{reach.port}/p2p/{self.peer}", *addresses)))
+        if self._server is None or (reach is not None and not reach.direct):
+            return addresses[:MOST_ADDRESSES]
         direct = (direct_address(address, self._port) for address in addresses)
         return (*addresses[:MOST_ADDRESSES], *list(dict.fromkeys(one for one in direct if one))[:MOST_ADDRESSES])
+
+    @property
+    def port(self) -> int:
+        """Where it listens, 0 while it does not."""
+        return self._port
+
+    def know(self, peer: str, addresses: Sequence[str]) -> None:
+        """Where the peer can be dialled by its latest word, which may be nowhere."""
+        direct = tuple(address for address in addresses if MARK in address)
+        if self._known.get(peer, ()) != direct:
+            self._not_before.pop(peer, None)
+        self._known[peer] = direct
+
+    async def answers(self, peer: str, host: str, port: int) -> bool:
+        """Whether the peer itself answers there."""
+        kind = "ip6" if ":" in host else "ip4"
+        try:
+            connection = await self._dial(peer, f"/{kind}/{host}/tcp/{port}{MARK}{peer}")
+        except (OSError, ValueError, PeerError):
+            return False
+        connection.abort("only to see whether it answers")
+        return True
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         """See ``peers.transport.Transport``."""
@@ -123,10 +156,8 @@ class DirectTransport:
 
     async def open(self, peer: str, addresses: Sequence[str], protocol: str) -> Stream:
         """See ``peers.transport.Transport``. Bounded by 8 s."""
-        if direct := tuple(address for address in addresses if MARK in address):
-            if self._known.get(peer) != direct:
-                self._not_before.pop(peer, None)
-            self._known[peer] = direct
+        if addresses:
+            self.know(peer, addresses)
         if protocol in self._bulk and (connection := await self._connection(peer)) is not None:
             stream = DirectStream(connection)
             with suppress(StreamClosed):

@@ -57,10 +57,13 @@ class DhtDiscovery:
         self._closed = False
 
     @classmethod
-    async def create(cls, transport: P2pdTransport, bootstrap: Sequence[str]) -> "DhtDiscovery":
+    async def create(
+        cls, transport: P2pdTransport, bootstrap: Sequence[str], client_mode: bool | None = None
+    ) -> "DhtDiscovery":
         """Join the table of the peers at ``bootstrap``; without any, or if none answers, start one's own.
 
-        A table that could not be joined now is tried again at every call. Takes 10-50 ms.
+        A table that could not be joined now is tried again at every call. Takes 10-50 ms. In ``client_mode``, which is
+        the transport's if nothing is said, this peer holds nothing for others and is in nobody's table.
 
         Raises: NetworkError if p2pd has ended.
         """
@@ -71,7 +74,7 @@ class DhtDiscovery:
                 node = await DHTNode.create(
                     p2p=transport.p2p,
                     node_id=node_id,
-                    client_mode=transport.client_mode,
+                    client_mode=transport.client_mode if client_mode is None else client_mode,
                     wait_timeout=_RPC_TIMEOUT_S,
                     record_validator=_Validator(),
                     cache_locally=False,

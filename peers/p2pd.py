@@ -14,7 +14,7 @@ from typing import Any
 
 import base58
 
-from peers.addresses import check_bootstrap_address, check_listen_address, dialable, varint
+from peers.addresses import check_bootstrap_address, check_listen_address, dialable, seen_endpoint, varint
 from peers.daemon import Daemon, daemon_arguments, end_tasks, make_socket_folder, startup_failure
 from peers.errors import NetworkError, PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.hivemind_parts import P2P, P2PD, Multiaddr, P2PDaemonError, p2pd_pb2
@@ -54,7 +54,15 @@ class _LiveCalls(dict[Any, "asyncio.Future[Any]"]):
 class P2pdStream:
     """One libp2p stream; each frame is preceded by its length, 4 bytes big-endian."""
 
-    def __init__(self, peer: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        peer: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        seen: tuple[str, int] | None = None,
+    ) -> None:
+        self.seen = seen
+        """The address and the port of the other end of the connection, None where it is not TCP, or a relay's."""
         self._peer = peer
         self._reader = reader
         self._writer = writer
@@ -301,7 +309,9 @@ class P2pdTransport:
         answer, reader, writer = await self._request(
             p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_OPEN, streamOpen=request)
         )
-        return self._track(P2pdStream(base58.b58encode(answer.streamInfo.peer).decode("ascii"), reader, writer))
+        info = answer.streamInfo
+        name = base58.b58encode(info.peer).decode("ascii")
+        return self._track(P2pdStream(name, reader, writer, seen_endpoint(info.addr)))
 
     async def _ask(self, request: Any) -> Any:
         answer, _, writer = await self._request(request)
@@ -352,7 +362,7 @@ class P2pdTransport:
             # libp2p also knows RSA identities; nothing of ours can verify what such a peer signs.
             writer.transport.abort()
             return
-        stream = self._track(P2pdStream(peer, reader, writer))
+        stream = self._track(P2pdStream(peer, reader, writer, seen_endpoint(info.addr)))
         try:
             await self._handlers[info.proto](stream)
         except PeerError as error:

@@ -49,7 +49,7 @@ from peers.messages import (
     Status,
 )
 from peers.transport import FRAME_HEADER_BYTES, Discovery, Stream, Transport
-from peers.wire import seal, unseal
+from peers.wire import seal, unpack, unseal
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ MAX_QUEUED = 256
 LOOK_UP_EVERY_S, ASLEEP_S = 0.25, 0.5
 
 _OWN, _FOREIGN = b"\0", b"\1"
+# The answer to a greeting of another protocol version, with the version of who answers in decimal: this alone is the
+# same in all of them.
+_REFUSED, _MAX_REFUSAL_BYTES = b"\2", 16
 # No frame is empty: this in a queue ends its writer.
 _BROKEN = b""
 
@@ -82,6 +85,11 @@ class Received:
 MeshEvent = Up | Changed | Down | Gone | Slept | Received
 
 
+def members_key(run_id: str) -> str:
+    """Under which the DHT has the member records of a run."""
+    return f"atoll/{run_id}/members"
+
+
 def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list[Known]:
     """The usable member records among ``values``, sorted by peer id.
 
@@ -89,17 +97,20 @@ def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list
     of a peer that left, or with an expiry further away than any honest writer sets.
     """
     read = [(peer, _read_record(value, run_id, now_unix)) for peer, value in sorted(values.items())]
-    return [known for peer, known in read if known is not None and known.peer == peer]
+    return [record[0] for peer, record in read if record is not None and record[0].peer == peer]
 
 
-def _read_record(value: bytes, run_id: str, now_unix: float) -> Known | None:
+def _read_record(value: bytes, run_id: str, now_unix: float) -> tuple[Known, float] | None:
+    """What a record says, and until when."""
     try:
         signer, body = unseal(value, MEMBER_CONTEXT, "")
         record: MemberRecord = RECORD.decode(body, signer)
     except ProtocolViolation:
         return None
     fresh = now_unix < record.expires_at <= now_unix + 2 * RECORD_TTL_S
-    return Known(signer, record.addresses) if record.run_id == run_id and fresh and not record.left else None
+    if record.run_id != run_id or not fresh or record.left:
+        return None
+    return Known(signer, record.addresses), record.expires_at
 
 
 class Mesh:
@@ -124,6 +135,10 @@ class Mesh:
     ) -> None:
         self.peer = identity.peer
         self.listener: Callable[[MeshEvent], None] = lambda event: None
+        self.met: Callable[[str, Addresses], object] = lambda peer, addresses: None
+        """Called with where a peer can be dialled, each time that it says so."""
+        self.other_version: Callable[[str, int], object] = lambda peer, version: None
+        """Called once with each peer that speaks another protocol version: it is no member, and no offender."""
         self.bytes_sent = 0
         self.bytes_received = 0
         self._identity, self._run_id = identity, run_id
@@ -143,6 +158,8 @@ class Mesh:
             peer = address.rpartition("/p2p/")[2]
             self._known[peer] = (*self._known.get(peer, ()), address)
         self._over = self._leaving = False
+        self._strangers: dict[str, int] = {}
+        self._announce_now = asyncio.Event()
 
     def members(self) -> dict[str, Status]:
         return self._machine.members()
@@ -161,6 +178,10 @@ class Mesh:
     def send(self, peer: str, body: bytes) -> None:
         """Queue a message to a linked peer; to any other it goes nowhere."""
         self._enqueue(peer, _FOREIGN + body)
+
+    def tell_addresses(self) -> None:
+        """Where this peer can be dialled has changed: say so to everyone, now."""
+        self._announce_now.set()
 
     async def run(self) -> None:
         """Keep the mesh up until cancelled; then say goodbye."""
@@ -192,35 +213,55 @@ class Mesh:
                     await asyncio.wait(telling)
 
     async def _announce(self, left: bool = False) -> None:
+        value, expires_at = self._seal_record(left)
+        await self._discovery.store(members_key(self._run_id), self.peer, value, expires_at)
+
+    def _seal_record(self, left: bool = False) -> tuple[bytes, float]:
         expires_at = self._unix_time() + RECORD_TTL_S
         record = MemberRecord(self._run_id, self._addresses, expires_at, left)
         value = seal(self._identity, MEMBER_CONTEXT, RECORD.encode(record))
         self._introductions[self.peer] = value
-        await self._discovery.store(self._key, self.peer, value, expires_at)
-
-    @property
-    def _key(self) -> str:
-        return f"atoll/{self._run_id}/members"
+        return value, expires_at
 
     async def _keep_announced(self) -> None:
         while True:
             await self._announce()
-            await asyncio.sleep(ANNOUNCE_EVERY_S * self._rng.uniform(0.8, 1.2))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_EVERY_S * self._rng.uniform(0.8, 1.2)):
+                    await self._announce_now.wait()
+            self._announce_now.clear()
+            # p2pd learns late how others see it, and so may this peer that it can be dialled, or cannot.
+            addresses = await self._transport.addresses()
+            if addresses != self._addresses:
+                self._addresses = addresses
+                self._seal_record()
+                for peer in self._machine.members():
+                    self._enqueue(peer, _OWN + CONTROL.encode(self._introduction()))
 
     async def _keep_looking(self) -> None:
         while True:
-            found = await self._discovery.get(self._key)
+            found = await self._discovery.get(members_key(self._run_id))
             # A record is signed anew each time that it is announced: an old one has been read.
             news = {peer: value for peer, value in found.items() if self._records.get(peer) != value}
             self._records = found
             for known in read_records(news, self._run_id, self._unix_time()):
-                self._meet(known, news[known.peer])
+                self._meet(news[known.peer])
             # Until somebody is found this is all that there is to do.
             await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
 
-    def _meet(self, known: Known, record: bytes) -> None:
+    def _meet(self, record: bytes) -> None:
+        """Take a record that may be news; an older one than is known is not, whoever introduces with it."""
+        now_unix = self._unix_time()
+        read = _read_record(record, self._run_id, now_unix)
+        if read is None:
+            return
+        known, expires_at = read
+        held = _read_record(self._introductions.get(known.peer, b""), self._run_id, now_unix)
+        if held is not None and held[1] > expires_at:
+            return
         if known.peer in self._introductions or len(self._introductions) < MOST_KNOWN:
             self._introductions[known.peer] = record
+        self.met(known.peer, known.addresses)
         self._handle(known)
 
     def _introduction(self) -> Introduction:
@@ -293,7 +334,7 @@ class Mesh:
             await self._send(stream, _OWN + CONTROL.encode(self._introduction()))
             self._queues[peer] = queue
             self._handle(Dialled(peer))
-            watching = self._tasks.create_task(_watch(stream, queue))
+            watching = self._tasks.create_task(self._watch(stream, queue))
             while True:
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):
@@ -325,12 +366,20 @@ class Mesh:
         peer = stream.peer
         try:
             async with asyncio.timeout(10.0):
-                hello = self._own_message(await stream.receive(MAX_CONTROL_BYTES), peer)
-            if not isinstance(hello, Hello) or hello.version != PROTOCOL_VERSION or hello.run_id != self._run_id:
+                frame = await stream.receive(MAX_CONTROL_BYTES)
+            if (version := _greeted_version(frame, peer)) not in (None, PROTOCOL_VERSION):
+                assert version is not None
+                self._refuse(peer, version)
+                await stream.send(_REFUSED + str(PROTOCOL_VERSION).encode())
+                await _until_closed(stream)
+                return
+            hello = self._own_message(frame, peer)
+            if not isinstance(hello, Hello) or hello.run_id != self._run_id:
                 raise ProtocolViolation(peer, f"not a greeting of protocol {PROTOCOL_VERSION} in this run")
             if old := self._inbound.pop(peer, None):
                 old.close()
             self._inbound[peer] = stream
+            self.met(peer, hello.addresses)
             self._handle(Known(peer, hello.addresses))
             self._handle(Heard(peer, hello.status))
             while self._inbound.get(peer) is stream:
@@ -357,14 +406,34 @@ class Mesh:
                 self._handle(Doubted(lost))
             case Introduction(records):
                 self._handle(Heard(peer, None))
+                known = frozenset(self._introductions.values())
                 for record in records:
-                    known = _read_record(record, self._run_id, self._unix_time())
-                    if known is not None and self._introductions.get(known.peer) != record:
-                        self._meet(known, record)
+                    if record not in known:
+                        self._meet(record)
             case Goodbye(reason):
                 self._handle(Ended(peer, f"left: {reason}", left=True))
             case _:
                 raise ProtocolViolation(peer, "a second greeting on one stream")
+
+    def _refuse(self, peer: str, version: int) -> None:
+        """Whoever speaks another protocol version is told so, and this peer's log is, once."""
+        if self._strangers.get(peer) != version and len(self._strangers) < MOST_KNOWN:
+            self._strangers[peer] = version
+            self.other_version(peer, version)
+
+    async def _watch(self, stream: Stream, queue: asyncio.Queue[bytes]) -> None:
+        """Notice the end of a stream that is only written to, when it comes and not with the next heartbeat.
+
+        The one thing that can come is that the peer speaks another protocol version.
+        """
+        try:
+            frame = await stream.receive(_MAX_REFUSAL_BYTES)
+            if frame[:1] == _REFUSED and frame[1:].isdigit():
+                self._refuse(stream.peer, int(frame[1:]))
+        except PeerError:
+            pass
+        with suppress(asyncio.QueueFull):
+            queue.put_nowait(_BROKEN)
 
     def _own_message(self, frame: bytes, peer: str) -> Hello | Heartbeat | Lost | Introduction | Goodbye:
         if frame[:1] != _OWN:
@@ -373,10 +442,19 @@ class Mesh:
         return message
 
 
-async def _watch(stream: Stream, queue: asyncio.Queue[bytes]) -> None:
-    """Notice the end of a stream that is only written to, when it comes and not with the next heartbeat."""
-    try:
-        await stream.receive(1)
-    except PeerError:
-        with suppress(asyncio.QueueFull):
-            queue.put_nowait(_BROKEN)
+async def _until_closed(stream: Stream) -> None:
+    """What is still coming is taken, for a while: closed upon it, a stream may lose what was sent last."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(5.0):
+            while True:
+                await stream.receive(MAX_CONTROL_BYTES)
+
+
+def _greeted_version(frame: bytes, peer: str) -> int | None:
+    """Of what may be a greeting of any protocol version, None if it is none: its version is its first field always."""
+    if frame[:1] != _OWN:
+        return None
+    match unpack(frame[1:], peer):
+        case [0, int(version), *_]:
+            return version
+    return None

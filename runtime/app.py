@@ -18,6 +18,7 @@ from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
 from runtime.checkpoints import bytes_beside_checkpoints, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
+from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite
@@ -93,6 +94,7 @@ async def _start(run_config: RunConfig, user: User) -> int | None:
             raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
         folder.claim(manifest)
         peer.enter(stack, manifest.run_id)
+        peer.meet_others(stack)
         await peer.print_invite()
         return await _take_part(stack, peer, manifest, trainer, opens=user.alone or not known)
 
@@ -115,6 +117,9 @@ async def _join(invite: Invite, user: User) -> int | None:
             return await peer.leave()
         folder.claim(manifest)
         _check_fits(manifest.config, user)
+        for warning in warnings_of(await asyncio.to_thread(checks_for_run, manifest.config, user.config)):
+            view.say(warning)
+        peer.meet_others(stack)
         trainer = await _build(manifest.config, peer)
         await peer.print_invite(invite.addresses)
         return await _take_part(stack, peer, manifest, trainer, opens=False)

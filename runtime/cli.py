@@ -18,6 +18,7 @@ from runtime.commands import (
     control,
     dashboard,
     demo,
+    doctor,
     init,
     invite,
     peer,
@@ -95,6 +96,7 @@ def _global_options(
 _command("keygen", peer.keygen)
 _command("init", init.init)
 _command("plan", plan.plan)
+_command("doctor", doctor.doctor)
 _command("start", peer.start)
 _command("invite", invite.invite)
 _command("join", peer.join)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 
 from peers.errors import ProtocolViolation
@@ -11,11 +12,13 @@ from peers.wire import seal, unseal
 from runtime.config import RunConfig
 from runtime.errors import ConfigError
 from runtime.runfile import run_config_from_table
+from runtime.version import version
 
 MANIFEST_CONTEXT = "atoll run manifest"
 MAX_MANIFEST_BYTES = 1 << 16
 MANIFEST_PROTOCOL = "atoll-manifest-1"
 """Whoever opens such a stream is sent the manifest; by a bootstrap peer, which has none, an empty frame."""
+RELEASE = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ def sign_manifest(identity: Identity, config: RunConfig, initial_state: bytes, n
     """The manifest of a run that ``identity`` organises. The same inputs make the same run."""
     content = {
         "protocol": PROTOCOL_VERSION,
+        "release": version() or "",
         "organiser": identity.peer,
         "initial_state": initial_state.hex(),
         "nonce": nonce,
@@ -52,24 +56,37 @@ def open_manifest(sealed: bytes, run_id: str | None, sender: str) -> Manifest:
     """The manifest of the run ``run_id``, or of whichever run it is of, from what ``sender`` says it is.
 
     Raises: ProtocolViolation blaming the sender if it is another run's, forged or malformed; ConfigError if it is
-    genuine but asks for what this version does not know.
+    genuine but of another protocol version, or asks for what this release does not know.
     """
     signer, body = unseal(sealed, MANIFEST_CONTEXT, sender)
     if run_id not in (None, run_id_of(body)):
         raise ProtocolViolation(sender, "sent the manifest of another run")
     try:
         content = json.loads(body)
+        protocol, release = int(content["protocol"]), str(content.get("release", ""))
+        # First, since all else may mean something else there.
+        if protocol != PROTOCOL_VERSION:
+            raise _other_version(protocol, release)
         organiser, initial_state = content["organiser"], bytes.fromhex(content["initial_state"])
-        protocol, table, nonce = content["protocol"], content["config"], str(content["nonce"])
-    except (ValueError, KeyError, TypeError) as error:
+        table, nonce = content["config"], str(content["nonce"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolViolation(sender, f"sent a malformed manifest: {error!r}") from None
     if organiser != signer:
         raise ProtocolViolation(sender, "sent a manifest that its organiser did not sign")
-    if protocol != PROTOCOL_VERSION:
-        raise ConfigError(
-            f"the run speaks protocol {protocol!r} and this Atoll {PROTOCOL_VERSION}: install the release that it uses"
-        )
     return Manifest(run_config_from_table(table, "manifest"), initial_state, nonce, organiser, run_id_of(body), sealed)
+
+
+def _other_version(protocol: int, release: str) -> ConfigError:
+    exact = f"atoll=={release}" if RELEASE.fullmatch(release) else ""
+    if protocol > PROTOCOL_VERSION:
+        return ConfigError(
+            f"the run speaks protocol {protocol} and this Atoll {PROTOCOL_VERSION}: "
+            f"upgrade with pip install {exact or '--upgrade atoll'}"
+        )
+    return ConfigError(
+        f"the run speaks protocol {protocol} and this Atoll {PROTOCOL_VERSION}: its peers are older, "
+        f"so install the release that they use{f' with pip install {exact}' if exact else ''}"
+    )
 
 
 def run_id_of(body: bytes) -> str:

@@ -8,22 +8,26 @@ from typing import Any, TypeVar
 
 from peers.addresses import MARK, if_free
 from peers.caps import CappedTransport
+from peers.dialback import DIALBACK_PROTOCOL, Dialback, Reach
 from peers.direct import DirectTransport
 from peers.discovery import DhtDiscovery
-from peers.errors import NetworkError, PeerError, ProtocolViolation
+from peers.errors import NetworkError, PeerError
 from peers.identity import Identity
 from peers.messages import PROTOCOL_VERSION, Role, Status
 from peers.p2pd import P2pdTransport
+from peers.rate import RATE_PROTOCOL, RateServer
+from peers.reaching import Reaching
+from peers.relay import RelayedTransport
 from peers.service import Mesh
 from peers.transport import Transport
 from runtime.averaging.statesync import STATE_PROTOCOL
 from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
 from runtime.disk import Allotment
-from runtime.errors import ConfigError
+from runtime.finding import Finder
 from runtime.folder import Folder, unwritable
 from runtime.invite import MOST_INVITING, Invite, format_invite
 from runtime.log import EVENTS_FILE, SCHEMA, Event, EventLog
-from runtime.manifest import MANIFEST_PROTOCOL, MAX_MANIFEST_BYTES, Manifest, open_manifest
+from runtime.manifest import Manifest
 from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
 from runtime.monitor.history import HISTORY_FILE, History
@@ -33,6 +37,8 @@ from runtime.user import User
 T = TypeVar("T")
 
 BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
+# What keeps to the volunteer's limits, and what nobody passes on.
+LARGE = (*BULK, RATE_PROTOCOL)
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
 # Addresses, invite, manifest: more than they take.
@@ -47,8 +53,9 @@ class Peer:
         self.identity = Identity.load(config.key)
         self.metrics = metrics
         self.user, self.config, self.folder, self.view = user, config, Folder(config.folder), user.view
-        self._direct = DirectTransport(self.identity, p2pd, BULK)
-        self.transport: Transport = CappedTransport(self._direct, BULK, lambda: user.limits.caps)
+        self._relayed = RelayedTransport(self.identity, p2pd, LARGE)
+        self._direct = DirectTransport(self.identity, self._relayed, BULK)
+        self.transport: Transport = CappedTransport(self._direct, LARGE, lambda: user.limits.caps)
         self.run_id = ""
         self.log: EventLog
         self.mesh: Mesh
@@ -58,6 +65,10 @@ class Peer:
         self.disk = Allotment(config.folder, lambda: user.limits.disk_bytes)
         self.checkpoint_bytes = 0
         """The most that one takes, once the run is known: logs leave room for it."""
+        self._reach: Reaching
+        self._first_answers: asyncio.Task[None]
+        self._reach_told = (True, True)
+        self._meets = False
 
     @classmethod
     async def go_online(cls, stack: AsyncExitStack, user: User, bootstrap: tuple[str, ...]) -> "Peer":
@@ -86,6 +97,11 @@ class Peer:
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
         await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
         stack.push_async_callback(peer._direct.close)
+        await p2pd.serve(DIALBACK_PROTOCOL, Dialback(peer._direct.answers).serve)
+        await peer.transport.serve(RATE_PROTOCOL, RateServer().serve)
+        peer._reach = Reaching(p2pd, peer._direct, peer._relayed)
+        peer._first_answers = asyncio.create_task(peer._reach.ask(await p2pd.connected_peers()))
+        stack.push_async_callback(end, peer._first_answers)
         return peer
 
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
@@ -114,11 +130,38 @@ class Peer:
             self._strike,
             known=known,
         )
-        meshing = asyncio.create_task(self.mesh.run())
-        stack.push_async_callback(end, meshing)
+        self.mesh.met = self._direct.know
+        self.mesh.other_version = lambda member, version: self.log.report(
+            "other_version", member=member, protocol=version
+        )
+        self._relayed.members = self.mesh.members
 
     def _may_log(self, n_bytes: int) -> bool:
         return self.disk.take(n_bytes, leaving=self.checkpoint_bytes + SMALL_FILES_BYTES)
+
+    def meet_others(self, stack: AsyncExitStack) -> None:
+        """From now on this peer is in the run's table, and linked with all the others."""
+        self._meets = True
+        for work in (self._meet(), self._keep_reachable()):
+            stack.push_async_callback(end, asyncio.create_task(work))
+
+    async def _meet(self) -> None:
+        # Where this peer cannot be dialled nobody is to try: each would wait for seconds.
+        await self._first_answers
+        await self.mesh.run()
+
+    async def _keep_reachable(self) -> None:
+        """Find out, and find out again, whether others can dial this peer."""
+        await self._first_answers
+        self._reach.changed = self._on_reach
+        self._on_reach(self._reach.found)
+        await self._reach.run(self.mesh.members)
+
+    def _on_reach(self, reach: Reach | None) -> None:
+        if reach is not None and (reach.dialable, reach.direct) != self._reach_told:
+            self._reach_told = (reach.dialable, reach.direct)
+            self.log.report("reach", dialable=reach.dialable, direct=reach.direct, seen_at=reach.host)
+        self.mesh.tell_addresses()
 
     def _strike(self, peer: str, reason: str) -> None:
         self.log.report("strike", member=peer, reason=reason)
@@ -195,43 +238,24 @@ class Peer:
                 print(f"invite: {text}", flush=True)
 
     async def find_manifest(self, addresses: Sequence[str]) -> Manifest:
-        """Ask the peers at ``addresses``, and members as they are found, for the manifest until one has the right one.
+        """Ask the peers at ``addresses``, and those in the run's table, until one has the right one.
 
-        Raises: ConfigError if whoever is there is in another run.
+        Raises: ConfigError if whoever is there is in another run, or speaks another protocol version.
         """
-        loop = asyncio.get_running_loop()
-        began, hinted = loop.time(), False
-        invited = {address.rpartition("/p2p/")[2] for address in addresses}
-        strangers: set[str] = set()
-        guides: set[str] = set()
-        """Bootstrap peers: they lead to the members, and are none."""
-        while True:
-            there = invited.intersection(await self._p2pd.connected_peers()) - guides
-            if there and there <= strangers and not self.mesh.members():
-                raise ConfigError("the peer of this invite is in another run by now: ask for a newer invite")
-            for member in [*self.mesh.members(), *sorted(there - strangers - self.mesh.members().keys())]:
-                try:
-                    stream = await self.transport.open(member, (), MANIFEST_PROTOCOL)
-                    try:
-                        async with asyncio.timeout(5.0):
-                            sealed = await stream.receive(MAX_MANIFEST_BYTES)
-                    finally:
-                        stream.close()
-                    if not sealed:
-                        guides.add(member)
-                        continue
-                    return open_manifest(sealed, self.run_id, member)
-                except (PeerError, TimeoutError) as error:
-                    if isinstance(error, ProtocolViolation) and member not in self.mesh.members():
-                        strangers.add(member)
-                    else:
-                        self.log.report("manifest_failed", member=member, reason=str(error))
-            await asyncio.sleep(0.1)
-            if not hinted and loop.time() - began > HINT_AFTER_S:
-                hinted = True
-                self.view.say(
-                    "nobody of this run answers: waiting until one of its peers is back (is the invite the newest one?)"
-                )
+
+        def hint() -> None:
+            self.view.say(
+                "nobody of this run answers: waiting until one of its peers is back (is the invite the newest one?)"
+            )
+
+        def failed(member: str, reason: str) -> None:
+            self.log.report("manifest_failed", member=member, reason=reason)
+
+        hinting = asyncio.get_running_loop().call_later(HINT_AFTER_S, hint)
+        try:
+            return await Finder(self._relayed, self._discovery, self.run_id, addresses, failed).manifest()
+        finally:
+            hinting.cancel()
 
     async def finds_members(self) -> bool:
         """Whether the run goes on without this peer: what it has on disk is then to be measured against theirs."""
@@ -259,6 +283,7 @@ class Peer:
         self.log.report("left", reason=reason)
         # What comes from now on is the others' answer to the goodbye, and no news.
         self.mesh.listener = lambda event: None
-        # When and why somebody uses their own machine is theirs alone.
-        await self.mesh.leave("paused" if reason.startswith("paused") else reason)
+        if self._meets:
+            # When and why somebody uses their own machine is theirs alone.
+            await self.mesh.leave("paused" if reason.startswith("paused") else reason)
         return 0 if over else self.user.exit_code

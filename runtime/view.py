@@ -138,6 +138,14 @@ class View:
                 return f"the fork is healed: {short([member])} is on this history again"
             case "link", {"member": str(member), "kind": "p2pd"}:
                 return f"{short([member])} cannot be dialled directly: bulk to it goes over libp2p, which is slower"
+            case "reach", {"dialable": False}:
+                return "this machine cannot be dialled from outside: it contributes without reducing (see atoll doctor)"
+            case "reach", {"dialable": True, "direct": False}:
+                return "one of this machine's two ports can be reached from outside: bulk to it goes over libp2p"
+            case "reach", {"dialable": True}:
+                return "this machine can be dialled from outside"
+            case "other_version", {"member": str(member), "protocol": version}:
+                return f"{short([member])} speaks protocol {version} and takes no part: its release is another"
             case "diverged", {"outer_step": step}:
                 return f"a member has another state of outer step {step} than this peer: the one that more have stands"
             case "member_still", {"member": str(member)}:

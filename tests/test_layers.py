@@ -12,7 +12,7 @@ FILES = sorted(
 
 IO = {"asyncio", "socket", "threading", "time", "random", "hivemind", "uvloop"}
 PURE = {
-    *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity")),
+    *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity", "tunnel")),
     *(f"peers/observer_{name}.py" for name in ("dht", "members")),
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),
@@ -22,6 +22,7 @@ PURE = {
         for name in ("training/outer", "config", "runfile", "invite", "demo/report", "progress", "presets", "planning")
     ),
     *(f"runtime/{name}.py" for name in ("limits", "pausing", "peerfile")),
+    *(f"runtime/doctor/{name}.py" for name in ("check", "outside", "packages")),
 }
 # Third party -> the files that may import it.
 ONLY_IN = {
@@ -54,6 +55,8 @@ NETWORK = {
     "peers.p2pd",
     "peers.discovery",
     "peers.direct",
+    "peers.relay",
+    "peers.reaching",
     "peers.observer",
     "peers.observer_link",
     "peers.service",
@@ -64,6 +67,8 @@ MAY_USE_NETWORK = (
     "runtime/bootstrap.py",
     # A local socket, which nobody else can reach.
     "runtime/control.py",
+    "runtime/finding.py",
+    "runtime/doctor/online.py",
     "runtime/averaging/driver.py",
     "runtime/averaging/post.py",
     "runtime/averaging/statesync.py",

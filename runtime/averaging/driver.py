@@ -357,7 +357,7 @@ class Averager:
         self._figures.ready(asyncio.get_running_loop().time())
         loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
         link = (*self._figures.link(), self._transport.dialable)
-        told = self._figures.told(work.tokens, self.round_bytes)
+        told = self._figures.told(work.tokens, self.round_bytes, self._transport.dialable)
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link, told))
 
     def _status(self) -> Status:

@@ -61,7 +61,7 @@ class OwnFigures:
         """Bytes a second up and down, as measured and within the caps; 0 while a rate is not known."""
         return self._caps().planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
 
-    def told(self, tokens: int, round_bytes: tuple[int, int]) -> Figures:
+    def told(self, tokens: int, round_bytes: tuple[int, int], dialable: bool) -> Figures:
         """For the others, with a contribution of so many tokens."""
         trained_s = max(self._ready_at - self._begun_at, 1e-3)
         return Figures(
@@ -75,6 +75,7 @@ class OwnFigures:
             received_bytes=round_bytes[1],
             error_ppm=None if self.error is None else round(1e6 * self.error),
             strikes=self.strikes,
+            dialable=dialable,
         )
 
     def times(self, now: float) -> dict[str, float]:

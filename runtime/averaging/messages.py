@@ -41,6 +41,8 @@ class Figures:
     """Relative L2 error of its last contribution as it was sent, in millionths."""
     strikes: int
     """That it has recorded of others."""
+    dialable: bool = True
+    """As in ``Ready``."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from runtime.pieces import PieceList, n_pieces
 from runtime.state import State
 
 STATE_PROTOCOL = "atoll-state-2"
+# What peers say of their states, which is small, and not held up by bulk.
+CLAIM_PROTOCOL = "atoll-claim-1"
 # A claim names the last group: up to 256 peer ids.
 MAX_HEADER_BYTES = 1 << 15
 CLAIM_TIMEOUT_S = 5.0
@@ -73,7 +75,8 @@ class StateSync:
         self.bytes_sent += n_bytes
 
     async def serve(self) -> None:
-        await self._transport.serve(STATE_PROTOCOL, self._on_request)
+        for protocol in (STATE_PROTOCOL, CLAIM_PROTOCOL):
+            await self._transport.serve(protocol, self._on_request)
 
     # Getting a state.
 
@@ -198,7 +201,7 @@ class StateSync:
 
     async def _exchange(self, peer: str, request: object) -> object:
         async with asyncio.timeout(CLAIM_TIMEOUT_S):
-            stream = await self._transport.open(peer, (), STATE_PROTOCOL)
+            stream = await self._transport.open(peer, (), CLAIM_PROTOCOL)
             try:
                 await stream.send(STATE.encode(request))
                 return STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)

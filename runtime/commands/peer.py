@@ -11,6 +11,7 @@ import typer
 from peers.identity import Identity, IdentityError
 from runtime.commands.options import KEY_DEFAULT, peer_config, with_peer_options
 from runtime.config import PeerConfig
+from runtime.doctor.fitness import checks_before_joining, warnings_of
 from runtime.errors import ConfigError
 from runtime.invite import parse_invite
 from runtime.machine import wait_with_io
@@ -59,6 +60,8 @@ def join(
     Without --folder, the peer's folder is ~/.local/share/atoll/RUN.
     """
     parsed = parse_invite(invite)
+    for warning in warnings_of(checks_before_joining()):
+        print(f"atoll: {warning}", file=sys.stderr)
     config = peer_config(said, data_home() / parsed.run_id[:12], _default_key())
     _prepare(config)
     from runtime.app import join as join_peer

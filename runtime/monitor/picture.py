@@ -49,6 +49,8 @@ class MemberPicture:
     up: float = 0.0
     """Of its link, bytes a second."""
     down: float = 0.0
+    dialable: bool = True
+    """Whether others can dial it; who cannot be dialled contributes, and reduces nothing."""
     sent_bytes: float = 0.0
     received_bytes: float = 0.0
     error: float | None = None
@@ -315,7 +317,18 @@ class Picture:
         return last.outer_step if last else 0
 
 
-_FIGURES = ("device", "tokens_per_s", "trained_s", "waited_s", "up", "down", "sent_bytes", "received_bytes", "error")
+_FIGURES = (
+    "device",
+    "tokens_per_s",
+    "trained_s",
+    "waited_s",
+    "up",
+    "down",
+    "dialable",
+    "sent_bytes",
+    "received_bytes",
+    "error",
+)
 
 
 def _figures(said: object) -> MemberPicture | None:
@@ -332,6 +345,8 @@ def _figures(said: object) -> MemberPicture | None:
         waited_s=_number(said["waited_ms"]) / 1e3,
         up=_number(said["up"]),
         down=_number(said["down"]),
+        # Logs of before it was told have it not.
+        dialable=said.get("dialable") is not False,
         sent_bytes=_number(said["sent_bytes"]),
         received_bytes=_number(said["received_bytes"]),
         error=None if said["error_ppm"] is None else _number(said["error_ppm"]) / 1e6,

@@ -202,6 +202,7 @@ COLUMNS = (
     Column("tokens/s", lambda one, _: _known(one.tokens_per_s, count_words), 7),
     Column("up/s", lambda one, _: _known(one.up, _bytes), 3),
     Column("down/s", lambda one, _: _known(one.down, _bytes), 1),
+    Column("dialled", lambda one, _: "yes" if one.dialable else "no", 0),
     Column("share", lambda one, picture: share_words(token_share(one, picture)), 8),
     Column("busy", lambda one, _: share_words(one.busy), 6),
     Column("error", lambda one, _: error_words(one.error), 4),

@@ -38,9 +38,12 @@ quorum = {quorum}
 
 
 class Peer:
-    """One ``atoll start`` or ``atoll join``; a folder that exists already is gone on with, key included."""
+    """One ``atoll start`` or ``atoll join``; a folder that exists already is gone on with, key included.
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    Args: prefix runs a command on a host of its own.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, prefix: Sequence[str] = ()) -> None:
         folder.mkdir(exist_ok=True)
         key = folder / "identity.key"
         if not key.exists():
@@ -55,8 +58,10 @@ class Peer:
         with (folder / "output.log").open("wb") as output:
             self.process = subprocess.Popen(
                 [
+                    *prefix,
                     *(sys.executable, "-m", "runtime.cli", *arguments, "--folder", str(folder), "--key", str(key)),
-                    *("--data", str(folder.parent / "text.txt"), "--threads", "1", "--host", "127.0.0.1"),
+                    *("--data", str(folder.parent / "text.txt"), "--threads", "1"),
+                    *("--host", "0.0.0.0" if prefix else "127.0.0.1"),
                     "--exit-with-stdin",
                 ],
                 stdin=subprocess.PIPE,
@@ -153,17 +158,22 @@ class Swarm:
         self._folder = folder
 
     def start(
-        self, outer_steps: int, quorum: int = 1, inner_steps: int = 4, options: Sequence[str] = ()
+        self,
+        outer_steps: int,
+        quorum: int = 1,
+        inner_steps: int = 4,
+        options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
     ) -> tuple[Peer, str]:
         """The first peer and its invite."""
         write_text(self._folder)
         run_file = self._folder / "run.toml"
         run_file.write_text(RUN_FILE.format(inner_steps=inner_steps, outer_steps=outer_steps, quorum=quorum))
-        peer = self._add(Peer(self._folder / "first", "start", str(run_file), *options))
+        peer = self._add(Peer(self._folder / "first", "start", str(run_file), *options, prefix=prefix))
         return peer, read_invite(peer)
 
-    def join(self, name: str, invite: str, *options: str) -> Peer:
-        return self._add(Peer(self._folder / name, "join", invite, *options))
+    def join(self, name: str, invite: str, *options: str, prefix: Sequence[str] = ()) -> Peer:
+        return self._add(Peer(self._folder / name, "join", invite, *options, prefix=prefix))
 
     def _add(self, peer: Peer) -> Peer:
         self.peers.append(peer)

@@ -3,14 +3,16 @@
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from peers import service
 from peers.identity import Identity
 from peers.membership import Down
 from peers.memory import MemoryNetwork
-from peers.messages import RECORD, MemberRecord, Role, Status
+from peers.messages import PROTOCOL_VERSION, RECORD, Hello, MemberRecord, Role, Status
 from peers.service import MEMBER_CONTEXT, RECORD_TTL_S, Mesh
 from peers.wire import seal
 
@@ -125,6 +127,36 @@ def test_a_goodbye_is_the_last_that_is_seen_of_a_leaver_while_it_cleans_up() -> 
         await asyncio.sleep(0.5)
         assert seen[-1] == Down(ANN.peer, "left: enough", left=True)
         for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_another_protocol_version_is_told_of_once_on_both_sides_and_is_no_offence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        told: list[tuple[str, str, int]] = []
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        for one in (ann, bob):
+            one.other_version = lambda peer, version, one=one: told.append((one.peer, peer, version))  # type: ignore[misc]
+        newer = replace(Hello(PROTOCOL_VERSION, RUN, ("/memory/x",), STATUS), version=PROTOCOL_VERSION + 1)
+
+        def greet(version: int, *fields: Any) -> Hello:
+            return newer
+
+        running = [asyncio.create_task(bob.run())]
+        monkeypatch.setattr(service, "Hello", greet)
+        running.append(asyncio.create_task(ann.run()))
+        await until(lambda: len(told) == 2)
+        # Ann dials again and again, ever more rarely.
+        await asyncio.sleep(1.5)
+        assert sorted(told) == sorted(
+            [(BOB.peer, ANN.peer, PROTOCOL_VERSION + 1), (ANN.peer, BOB.peer, PROTOCOL_VERSION)]
+        )
+        assert not ann.members()
+        assert not bob.members()
+        for task in running:
             task.cancel()
 
     run(scenario)

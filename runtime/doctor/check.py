@@ -1,0 +1,46 @@
+"""One line of what ``atoll doctor`` says."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    WARN = "warn"
+    """It works, but not well, or not for long."""
+    FAIL = "fail"
+    """It does not work."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    verdict: Verdict
+    words: str
+    fix: str = ""
+    """What to do, exactly; empty where there is nothing to mend."""
+
+    def __str__(self) -> str:
+        line = f"{self.verdict}  {self.name:<12}{self.words}"
+        return f"{line}\n      {'':<12}fix: {self.fix}" if self.fix else line
+
+    def sentence(self) -> str:
+        """In one line, for whoever did not ask."""
+        return f"{self.name}: {self.words}" + (f"; {self.fix}" if self.fix else "")
+
+
+def passed(name: str, words: str) -> Check:
+    return Check(name, Verdict.PASS, words)
+
+
+def warned(name: str, words: str, fix: str) -> Check:
+    return Check(name, Verdict.WARN, words, fix)
+
+
+def failed(name: str, words: str, fix: str) -> Check:
+    return Check(name, Verdict.FAIL, words, fix)
+
+
+def fails(checks: Iterable[Check]) -> list[Check]:
+    return [check for check in checks if check.verdict is Verdict.FAIL]

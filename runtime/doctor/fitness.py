@@ -1,0 +1,62 @@
+"""What a run needs of a machine, and the short form of the checks: what ``atoll join`` asks of itself."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.config import PeerConfig, RunConfig
+from runtime.doctor import machine, packages
+from runtime.doctor.check import Check, Verdict, fails
+from runtime.errors import ConfigError
+
+# What a peer needs of memory depends on how many there are, but little.
+USUAL_PEERS = 4
+
+
+def needs_of(config: RunConfig, auxiliary: bool = False) -> machine.Needs:
+    """As ``atoll plan`` reckons. Imports PyTorch."""
+    from runtime.planning import make_plan
+
+    # Any link will do: it says how long, not how much.
+    plan = make_plan(config, [1e6] * USUAL_PEERS, [1e6] * USUAL_PEERS, None)
+    return machine.Needs(
+        int(plan["host_memory_bytes"]),
+        int(plan["device_memory_bytes"]),
+        int(plan["checkpoint_bytes"]),
+        trains=not auxiliary,
+    )
+
+
+def machine_checks(folder: Path, keep: int, device: machine.Device, needs: machine.Needs | None) -> list[Check]:
+    """Memory, disk and device, with a model to measure against or without."""
+    free, held = machine.disk_now(folder)
+    return [
+        machine.check_memory(machine.memory_now(), needs, device.kind),
+        machine.check_folder(folder) or machine.check_disk(folder, free, held, needs, keep),
+        machine.check_device(device, needs),
+    ]
+
+
+def checks_before_joining() -> list[Check]:
+    """Some milliseconds, before anything is imported that takes long."""
+    calendar = machine.check_calendar(time.time())
+    return [*packages.quick_checks(), *([calendar] if calendar else [])]
+
+
+def checks_for_run(config: RunConfig, peer_config: PeerConfig) -> list[Check]:
+    """Once it is known what the run is, before its model is built.
+
+    Raises: ConfigError for a device that is not here.
+    """
+    device = machine.Device("cpu") if peer_config.auxiliary else machine.device_now(peer_config.device)
+    return machine_checks(peer_config.folder, peer_config.keep, device, needs_of(config, peer_config.auxiliary))
+
+
+def warnings_of(checks: Sequence[Check]) -> list[str]:
+    """What there is to say of them where nothing fails.
+
+    Raises: ConfigError with the first that fails.
+    """
+    for check in fails(checks):
+        raise ConfigError(f"this machine is not fit for it: {check.sentence()}")
+    return [f"note: {check.sentence()}" for check in checks if check.verdict is Verdict.WARN]
