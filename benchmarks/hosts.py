@@ -8,11 +8,11 @@ its own (masquerading); what comes without having been asked for is dropped, sil
 home. What is sent to an address that nobody has is lost silently too, as on the internet.
 """
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from types import TracebackType
 
 NO_MAC = "02:00:00:00:00:01"
@@ -33,7 +33,7 @@ table ip filter {
 
 
 class Hosts:
-    """A context manager; on leaving, namespaces and bridges are gone. Needs root and iproute2.
+    """A context manager; on leaving, namespaces and all in them are gone. Needs root and iproute2.
 
     Args: rates_mbit are the links', each way, or one of every link; None leaves them unshaped. hidden are behind NAT,
     which needs nftables.
@@ -57,9 +57,11 @@ class Hosts:
 
     def __enter__(self) -> "Hosts":
         try:
+            # In a namespace of its own: where Docker runs, its firewall looks at every bridge of the machine's.
+            _ip("netns", "add", self._switch)
             for side in (0, 1):
-                _ip("link", "add", self._bridge(side), "type", "bridge")
-                _ip("link", "set", self._bridge(side), "up")
+                _ip("-n", self._switch, "link", "add", self._bridge(side), "type", "bridge")
+                _ip("-n", self._switch, "link", "set", self._bridge(side), "up")
             for host in range(self._n_hosts):
                 self._add(host)
         except BaseException:
@@ -73,9 +75,7 @@ class Hosts:
         for host in range(self._n_hosts):
             for namespace in (self._namespace(host), self._router(host)):
                 subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
-            subprocess.run(["ip", "link", "del", self._port(host)], capture_output=True, check=False)
-        for side in (0, 1):
-            subprocess.run(["ip", "link", "del", self._bridge(side)], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", self._switch], capture_output=True, check=False)
 
     def prefix(self, host: int) -> Sequence[str]:
         """What runs a command on the host."""
@@ -87,23 +87,24 @@ class Hosts:
 
     def link(self, host: int, up: bool) -> None:
         """Pull the host's cable, at the switch: nobody is told."""
-        _ip("link", "set", self._port(host), "up" if up else "down")
+        _ip("-n", self._switch, "link", "set", self._port(host), "up" if up else "down")
 
     def split(self, side: Collection[int]) -> None:
         """Let these hosts reach only each other, and the others too; an empty ``side`` heals the network."""
         for host in range(self._n_hosts):
-            _ip("link", "set", self._port(host), "master", self._bridge(int(host in side)))
+            _ip("-n", self._switch, "link", "set", self._port(host), "master", self._bridge(int(host in side)))
 
     def sent_bytes(self, host: int) -> int:
         """All that the host has put on the wire."""
-        return self._counted(host, "rx_bytes")
+        return self._counted(host, "rx")
 
     def received_bytes(self, host: int) -> int:
-        return self._counted(host, "tx_bytes")
+        return self._counted(host, "tx")
 
     def _counted(self, host: int, what: str) -> int:
         # At the switch: what the host sends is received there.
-        return int(Path(f"/sys/class/net/{self._port(host)}/statistics/{what}").read_text())
+        (port,) = json.loads(_run("ip", "-n", self._switch, "-s", "-j", "link", "show", "dev", self._port(host)))
+        return int(port["stats64"][what]["bytes"])
 
     def open_port(self, host: int, port: int) -> None:
         """Have the router of a hidden host pass on what comes to this port, as people set theirs up."""
@@ -115,8 +116,8 @@ class Hosts:
         _ip("netns", "add", namespace)
         if host in self._hidden:
             namespace = self._add_router(host)
-        _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
-        _ip("link", "set", port, "master", self._bridge(0), "up")
+        _ip("-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        _ip("-n", self._switch, "link", "set", port, "master", self._bridge(0), "up")
         _ip("-n", namespace, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
         for device in ("eth0", "lo"):
             _ip("-n", namespace, "link", "set", device, "up")
@@ -126,7 +127,7 @@ class Hosts:
         if (rate := self._rates_mbit[host]) is not None:
             bucket = max(16_000, int(rate * 1e6 / 8 / 100))
             shape = ["root", "tbf", "rate", f"{rate}mbit", "burst", str(bucket), "latency", "100ms"]
-            _run("tc", "qdisc", "replace", "dev", port, *shape)
+            _run("tc", "-n", self._switch, "qdisc", "replace", "dev", port, *shape)
             _run("tc", "-n", namespace, "qdisc", "replace", "dev", "eth0", *shape)
 
     def _add_router(self, host: int) -> str:
@@ -149,6 +150,10 @@ class Hosts:
     def _router(self, host: int) -> str:
         return f"{self._id}r{host}"
 
+    @property
+    def _switch(self) -> str:
+        return f"{self._id}s"
+
     def _port(self, host: int) -> str:
         return f"{self._id}p{host}"
 
@@ -160,7 +165,8 @@ def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
 
 
-def _run(*command: str) -> None:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
