@@ -83,7 +83,9 @@ def test_a_machine_next_door_is_fit(tmp_path: Path, live: tuple[Peer, str]) -> N
     done = told(PROTOCOL_VERSION, tmp_path, "doctor", invite, "--json", "--host", "127.0.0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-    assert {check["verdict"] for name, check in checks.items() if name != "memory"} == {"pass"}, checks
+    # What else this machine does with its memory, and where the tests are run from, is nothing of the run's.
+    besides = ("memory", "packages")
+    assert {check["verdict"] for name, check in checks.items() if name not in besides} == {"pass"}, checks
     assert "this model needs" in checks["disk"]["words"] or "take" in checks["disk"]["words"]
     assert "own address, 127.0.0.1" in checks["nat"]["words"]
     assert "Mbit/s up" in checks["rate"]["words"]
