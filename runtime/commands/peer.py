@@ -60,10 +60,10 @@ def join(
     Without --folder, the peer's folder is ~/.local/share/atoll/RUN.
     """
     parsed = parse_invite(invite)
-    for warning in warnings_of(checks_before_joining()):
-        print(f"atoll: {warning}", file=sys.stderr)
     config = peer_config(said, data_home() / parsed.run_id[:12], _default_key())
     _prepare(config)
+    for warning in warnings_of(checks_before_joining()):
+        print(f"atoll: {warning}", file=sys.stderr)
     from runtime.app import join as join_peer
 
     return run(join_peer(parsed, config))

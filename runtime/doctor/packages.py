@@ -65,7 +65,8 @@ def check_packages(folders: Mapping[str, Path], path: Sequence[str], owners: Map
     if strangers:
         words = f"{', '.join(strangers)} installs a package named runtime or peers over Atoll's"
         return failed("packages", words, f"pip uninstall {' '.join(strangers)} and reinstall Atoll, or {FRESH}")
-    others = [folder for folder in _also_in(path) if not folder.samefile(home)]
+    # Another copy of Atoll does no harm: both packages were taken from one.
+    others = [folder for folder in _also_in(path) if not folder.samefile(home) and not _is_atoll(folder)]
     if others:
         words = f"{others[0]} has a package named runtime or peers too: which one is taken depends on where you are"
         return warned("packages", words, f"work elsewhere and unset PYTHONPATH, or {FRESH}")
@@ -80,6 +81,10 @@ def _also_in(path: Sequence[str]) -> list[Path]:
             if any((folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file() for name in NAMES):
                 found.append(folder)
     return found
+
+
+def _is_atoll(folder: Path) -> bool:
+    return (folder / "runtime" / "cli.py").is_file() and (folder / "peers" / "p2pd.py").is_file()
 
 
 def imported_from() -> dict[str, Path]:
