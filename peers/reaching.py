@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 # So many say how it is: one may sit behind the same router.
 ENOUGH = 3
 # How often members are looked at for somebody who has not been asked, and after how long everything is asked anew: a
-# router is set up in minutes, and forgets in hours.
-FIRST_LOOK_S, LOOK_S, AGAIN_S = 0.2, 2.0, 300.0
+# router is set up in minutes, and forgets in hours. Who was not reached may only have been slow to answer.
+FIRST_LOOK_S, LOOK_S, AGAIN_S, AGAIN_IF_NOT_S = 0.2, 2.0, 300.0, 30.0
 # Without an answer by then the peer begins all the same.
 FIRST_S = 4.0
 
@@ -60,7 +60,7 @@ class Reaching:
         while True:
             await asyncio.sleep(LOOK_S if self._answers else FIRST_LOOK_S)
             now = loop.time()
-            old = [peer for peer, (asked_at, _) in self._answers.items() if now > asked_at + AGAIN_S]
+            old = [peer for peer in self._answers if self._is_old(peer, now)]
             there = [peer for peer in members() if peer not in self._relayed.relayed]
             fresh = [peer for peer in there if peer not in self._answers and now > vain.get(peer, now - 1)]
             wanted = [peer for peer in old if peer in there]
@@ -71,10 +71,14 @@ class Reaching:
             for peer in wanted:
                 vain[peer] = now + AGAIN_S
             for peer in old:
-                if now > self._answers[peer][0] + AGAIN_S and len(self._answers) > 1:
+                if self._is_old(peer, now) and len(self._answers) > 1:
                     # It is gone, or says nothing any more.
                     del self._answers[peer]
             self._decide()
+
+    def _is_old(self, peer: str, now: float) -> bool:
+        at, seen = self._answers[peer]
+        return now > at + (AGAIN_S if seen.direct and seen.ports else AGAIN_IF_NOT_S)
 
     async def _question(self) -> Ask:
         """Raises: NetworkError."""
