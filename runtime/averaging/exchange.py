@@ -14,6 +14,7 @@ from peers.errors import PeerError, ProtocolViolation
 from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.messages import Descriptor
+from runtime.averaging.pacing import Rank, Stage
 from runtime.averaging.payload import Dropped, Payload
 from runtime.averaging.results import Result, Results
 from runtime.averaging.transfer import Kind, Transfers
@@ -97,9 +98,13 @@ class Exchange:
 
     async def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, payload: Payload) -> None:
         try:
-            # All shares first, each to another neighbour at a time, then results in the same way.
-            rank = descriptor.turn(self._peer, to) + (len(descriptor.peers) if kind is Kind.RESULT else 0)
-            await self.transfers.push(to, kind, descriptor.plan_id, shard, payload, rank)
+            # All shares first, to one neighbour after the other, a little at a time, then results in the same way.
+            stage = Stage.SHARE if kind is Kind.CONTRIBUTION else Stage.RESULT
+            rank = Rank(stage, turn=descriptor.turn(self._peer, to))
+            # Whoever reduces nothing has a slow link: the sooner one shard's first chunk is whole, the sooner results
+            # come over the other half of it.
+            in_turns = descriptor.peers.index(self._peer) in descriptor.reducers
+            await self.transfers.push(to, kind, descriptor.plan_id, shard, payload, rank, in_turns)
         except Dropped:
             return
         except ProtocolViolation as error:

@@ -12,9 +12,12 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import IntEnum
+from typing import NamedTuple
 
 from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import FRAME_HEADER_BYTES, Stream
+from runtime.averaging.own_link import OwnLink
 from runtime.averaging.payload import Dropped, Payload
 
 # 16 KiB take 13 ms on 10 Mbit/s: so much a control message waits behind one. On fast links a frame is more, for the
@@ -22,16 +25,17 @@ from runtime.averaging.payload import Dropped, Payload
 LEAST_FRAME_BYTES, MOST_FRAME_BYTES = 1 << 14, 1 << 20
 # The delay that bulk may add to a path's own: below it the window grows, above it shrinks.
 QUEUE_S = 0.1
-# And what is no part of a round: a round that begins waits behind it.
-BACKGROUND_QUEUE_S = 0.025
-LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
+LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = LEAST_FRAME_BYTES, 16 << 20
+# What a window grows by in a round trip once a queue was seen; of a small one a quarter, or three who send to one on
+# 5 Mbit/s would put half a second of queue before it.
+STEP_BYTES = 1 << 16
 # The least delay of a path is looked for anew after so long: paths change.
 FORGET_S = 30.0
 # A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
 STALL_S = 20.0
-# From this rank on a payload is no part of a round: it waits while one is being sent, but not longer than this for each
-# of its frames, so that it gets there even if the rounds fill the link.
-BACKGROUND, MOST_PATIENCE_S = 1 << 20, 0.5
+# What is no part of a round waits while one is being sent, but not longer than this for each of its frames, so that it
+# gets there even if the rounds fill the link.
+MOST_PATIENCE_S = 0.5
 # An acknowledgement: when the frame came, by the receiver's own clock.
 STAMP = struct.Struct("!d")
 
@@ -40,8 +44,29 @@ class Stalled(StreamClosed):
     """The other end keeps the stream open, and nothing moves on it."""
 
 
+class Stage(IntEnum):
+    """What goes first. Whoever fetches a piece waits for nothing else; without shares there are no results."""
+
+    PIECE = 0
+    SHARE = 1
+    RESULT = 2
+    BACKGROUND = 3
+
+
+class Rank(NamedTuple):
+    """The lowest goes first."""
+
+    stage: Stage = Stage.PIECE
+    sent: float = 0.0
+    """The part of it that is on its way, where those of a stage take turns: what is least far goes first."""
+    turn: int = 0
+
+
+FIRST = Rank()
+
+
 class Window:
-    """How many bytes one peer may have under way to another, on all streams together but those of the background.
+    """How many bytes one peer may have under way to another, on all streams together.
 
     It doubles in each round trip up to the first queue (as TCP's slow start); from then on it grows by a step and
     shrinks by a part, so that several who send to one end up alike (AIMD). The queue is how much longer a frame takes
@@ -49,13 +74,13 @@ class Window:
     busy with does not count. It outlives a stream: a path that is known is used at once.
     """
 
-    def __init__(self, queue_s: float = QUEUE_S) -> None:
-        self._queue_s = queue_s
+    def __init__(self) -> None:
         self.n_bytes = LEAST_FRAME_BYTES
         self.under_way = self._most = 0
         self._least_s, self._least_until = math.inf, 0.0
         self._seen_queue = False
-        self._hold_until = 0.0
+        self._hold_bytes = 0
+        self.queued_s = 0.0
 
     @property
     def room(self) -> int:
@@ -74,15 +99,16 @@ class Window:
     def acknowledged(self, n_bytes: int, passage_s: float, now: float) -> None:
         """A frame took so long to get there, by two clocks."""
         self._least_s = min(self._least_s, passage_s)
-        queued_s = passage_s - self._least_s
-        if queued_s < self._queue_s:
-            more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
+        self.queued_s = queued_s = passage_s - self._least_s
+        self._hold_bytes -= n_bytes
+        if queued_s < QUEUE_S:
+            more = min(STEP_BYTES, self.n_bytes / 4) * n_bytes / self.n_bytes if self._seen_queue else n_bytes
             # Only what is used is known to be good.
             self.n_bytes = max(self.n_bytes, min(self.n_bytes + round(more), 2 * self._most, MOST_WINDOW_BYTES))
-        elif now >= self._hold_until:
+        elif self._hold_bytes <= 0:
             # Until what is under way has passed, the queue is the old one.
-            self._seen_queue, self._hold_until = True, now + queued_s
-            part = min(max(self._queue_s / queued_s, 0.5), 0.85)
+            self._seen_queue, self._hold_bytes = True, self.under_way
+            part = min(max(QUEUE_S / queued_s, 0.5), 0.85)
             self.n_bytes = max(round(self.n_bytes * part), LEAST_WINDOW_BYTES)
         self.over(n_bytes)
 
@@ -94,7 +120,7 @@ class Window:
 
 
 class Uplink:
-    """All that one peer sends to others, and whose turn it is.
+    """All that one peer sends to others, as fast as its own link carries, and whose turn it is.
 
     Of the payloads that can be sent the one with the lowest rank goes first, and the next when that one is held up, by
     its path or because more of it has to come to be. Where all keep to the order of a round, few senders meet at a
@@ -103,8 +129,9 @@ class Uplink:
 
     def __init__(self) -> None:
         self._windows: dict[str, Window] = {}
-        self._background: dict[str, Window] = {}
-        self._waiting: list[tuple[int, int, Window, asyncio.Future[None]]] = []
+        self.own = OwnLink()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: list[tuple[Rank, int, Window, asyncio.Future[None]]] = []
         """In the order of their ranks."""
         self._numbers = itertools.count()
         self.n_rounds = 0
@@ -112,16 +139,12 @@ class Uplink:
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    def window(self, peer: str, rank: int = 0) -> Window:
-        """For payloads of this rank."""
-        if rank >= BACKGROUND:
-            return self._background.setdefault(peer, Window(BACKGROUND_QUEUE_S))
+    def window(self, peer: str) -> Window:
         return self._windows.setdefault(peer, Window())
 
     def forget(self, peer: str) -> None:
         """It is gone, and its clock with it."""
         self._windows.pop(peer, None)
-        self._background.pop(peer, None)
 
     @contextmanager
     def of_a_round(self) -> Iterator[None]:
@@ -135,14 +158,19 @@ class Uplink:
             if not self.n_rounds:
                 self._quiet.set()
 
-    async def turn(self, window: Window, rank: int) -> int:
+    async def turn(self, window: Window, rank: Rank) -> int:
         """Wait for the turn of a payload; how many bytes of it may be sent now."""
-        if rank >= BACKGROUND:
+        if rank.stage is Stage.BACKGROUND:
             with suppress(TimeoutError):
                 async with asyncio.timeout(MOST_PATIENCE_S):
                     await self._quiet.wait()
-        while not (room := window.room) or any(other < rank and to.room for other, _, to, _ in self._waiting):
-            entry = (rank, next(self._numbers), window, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        while (
+            not (room := window.room)
+            or self.own.busy_s(loop.time()) > 0
+            or any(other < rank and to.room for other, _, to, _ in self._waiting)
+        ):
+            entry = (rank, next(self._numbers), window, loop.create_future())
             bisect.insort(self._waiting, entry)
             self.look()
             try:
@@ -155,30 +183,40 @@ class Uplink:
         """There is room, or somebody does not need it: wake the first who can send."""
         for _, _, window, future in self._waiting:
             if window.room:
+                loop = asyncio.get_running_loop()
+                if (wait_s := self.own.busy_s(loop.time())) > 0:
+                    if self._timer is None:
+                        self._timer = loop.call_later(wait_s, self._go_on)
                 # If it has been woken already, it looks further when it has had its turn.
-                if not future.done():
+                elif not future.done():
                     future.set_result(None)
                 return
+
+    def _go_on(self) -> None:
+        self._timer = None
+        self.look()
 
 
 async def send_payload(
     stream: Stream,
     payload: Payload,
     uplink: Uplink,
-    rank: int = 0,
+    rank: Rank = FIRST,
+    in_turns: bool = False,
     *,
     count: Callable[[int], None] = lambda n_bytes: None,
     arrived: Callable[[int], None] = lambda n_bytes: None,
 ) -> None:
     """Send a payload as it comes to be, when it is its turn.
 
+    With ``in_turns`` payloads of a stage go a little at a time, so that they end together; else the first goes first.
     ``count`` is told what each frame takes as it is sent, ``arrived`` as it is acknowledged.
 
     Returns when all of it is acknowledged: the stream may be closed then without cutting what is under way.
 
     Raises: StreamClosed; Stalled; Dropped if the payload is.
     """
-    loop, window = asyncio.get_running_loop(), uplink.window(stream.peer, rank)
+    loop, window = asyncio.get_running_loop(), uplink.window(stream.peer)
     under_way: deque[tuple[int, float]] = deque()
 
     async def acknowledgements() -> None:
@@ -188,27 +226,36 @@ async def send_payload(
             n_bytes, sent_at = under_way.popleft()
             left -= n_bytes
             window.acknowledged(n_bytes, came_at - sent_at, loop.time())
+            # By this clock, and before its word came whatever the other one says.
+            arrived_at = min(sent_at + window.queued_s, loop.time())
+            uplink.own.arrived(n_bytes, window, window.queued_s, arrived_at)
             uplink.look()
             arrived(n_bytes)
 
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(acknowledgements())
-            sent = 0
+            sent = end = 0
             while sent < len(payload.view):
                 if not payload.has(sent + 1):
                     uplink.look()
                     await payload.until(sent + 1)
+                if sent >= end:
+                    end = sent + round(min(uplink.own.go_bytes, len(payload.view)))
+                    if in_turns:
+                        rank = rank._replace(sent=sent / len(payload.view))
                 room = await uplink.turn(window, rank)
                 if payload.dropped:
                     raise Dropped
                 # What is here of it: the rest may take as long as another member's link.
-                frame = payload.view[sent : min(sent + room, payload.n_ready)]
+                frame = payload.view[sent : min(sent + room, payload.n_ready, end)]
                 under_way.append((len(frame), loop.time()))
                 window.sent(len(frame), loop.time())
+                uplink.own.sent(len(frame), loop.time())
                 sent += len(frame)
                 await stream.send(frame)
                 count(FRAME_HEADER_BYTES + len(frame))
+            uplink.look()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:

@@ -19,7 +19,7 @@ from runtime.averaging.claims import (
 )
 from runtime.averaging.download import Download, Partial
 from runtime.averaging.offers import Offers, snapshot_of
-from runtime.averaging.pacing import BACKGROUND, Uplink, receive_payload, send_payload
+from runtime.averaging.pacing import Rank, Stage, Uplink, receive_payload, send_payload
 from runtime.averaging.payload import Payload
 from runtime.pieces import PieceList, n_pieces
 from runtime.state import State
@@ -253,7 +253,9 @@ class StateSync:
 
     async def _send(self, stream: Stream, data: memoryview | bytes | None) -> None:
         if data is not None:
-            await send_payload(stream, Payload.of(memoryview(data)), self._uplink, BACKGROUND, count=self._count)
+            await send_payload(
+                stream, Payload.of(memoryview(data)), self._uplink, Rank(Stage.BACKGROUND), count=self._count
+            )
 
 
 class _Sources:

@@ -14,7 +14,7 @@ from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import FRAME_HEADER_BYTES, Stream, Transport
 from peers.wire import Codec, Digest
 from runtime.averaging.messages import MAX_MEMBERS
-from runtime.averaging.pacing import Stalled, Uplink, receive_exactly, receive_payload, send_payload
+from runtime.averaging.pacing import Rank, Stage, Stalled, Uplink, receive_exactly, receive_payload, send_payload
 from runtime.averaging.payload import Dropped, Payload
 from runtime.averaging.rates import Meter
 
@@ -109,8 +109,10 @@ class Transfers:
         self.up.round_over()
         self.down.round_over()
 
-    async def push(self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload, rank: int) -> None:
-        """Send one share or result, as far as it is there and then as it comes to be; the lowest rank goes first.
+    async def push(
+        self, peer: str, kind: Kind, plan_id: bytes, shard: int, payload: Payload, rank: Rank, in_turns: bool
+    ) -> None:
+        """Send one share or result, as far as it is there and then as it comes to be; as ``send_payload`` has it.
 
         Raises: PeerError if the peer cannot be reached or goes away; Dropped if the payload is.
         """
@@ -119,7 +121,7 @@ class Transfers:
             header = HEADER.encode(Push(kind, plan_id, shard, len(payload.view)))
             await stream.send(header)
             self._sent(FRAME_HEADER_BYTES + len(header))
-            await self._send(stream, payload, rank)
+            await self._send(stream, payload, rank, in_turns)
         finally:
             stream.close()
 
@@ -139,9 +141,9 @@ class Transfers:
         finally:
             stream.close()
 
-    async def _send(self, stream: Stream, payload: Payload, rank: int) -> None:
+    async def _send(self, stream: Stream, payload: Payload, rank: Rank, in_turns: bool) -> None:
         with self.uplink.of_a_round():
-            await send_payload(stream, payload, self.uplink, rank, count=self._sent, arrived=self._arrived)
+            await send_payload(stream, payload, self.uplink, rank, in_turns, count=self._sent, arrived=self._arrived)
 
     def _sent(self, n_bytes: int) -> None:
         self.bytes_sent += n_bytes
@@ -222,5 +224,4 @@ class Transfers:
             return
         await stream.send(struct.pack("!Q", len(piece.view)))
         self._sent(FRAME_HEADER_BYTES + 8)
-        # Before all else: whoever fetches has nothing else to wait for.
-        await self._send(stream, piece, rank=-1)
+        await self._send(stream, piece, Rank(Stage.PIECE), in_turns=False)

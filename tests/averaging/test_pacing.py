@@ -11,13 +11,14 @@ from peers.errors import ProtocolViolation, StreamClosed
 from peers.memory import MemoryNetwork
 from peers.transport import FRAME_HEADER_BYTES, Stream
 from runtime.averaging.pacing import (
-    BACKGROUND,
     FORGET_S,
     LEAST_FRAME_BYTES,
     LEAST_WINDOW_BYTES,
     MOST_WINDOW_BYTES,
     QUEUE_S,
     STAMP,
+    Rank,
+    Stage,
     Stalled,
     Uplink,
     Window,
@@ -55,15 +56,14 @@ def test_a_long_path_is_no_queue_nor_is_a_clock_that_differs() -> None:
     assert window.n_bytes == pytest.approx(8 * LEAST_FRAME_BYTES, rel=0.3)
 
 
-def test_a_window_follows_the_queue_down_once_a_queue_and_never_below_the_least() -> None:
+def test_a_window_follows_the_queue_down_once_for_all_that_is_under_way_and_never_below_the_least() -> None:
     window = Window()
-    window.acknowledged(0, 0.0, 0.0)
+    pass_through(window, 0.0, 0.0)
     window.n_bytes = MOST_WINDOW_BYTES
-    for _ in range(10):
-        window.acknowledged(0, 3 * QUEUE_S, 1.0)
+    pass_through(window, 3 * QUEUE_S, 1.0)
     assert window.n_bytes == MOST_WINDOW_BYTES / 2
-    for second in range(100):
-        window.acknowledged(0, 10 * QUEUE_S, 10.0 * second)
+    for second in range(20):
+        pass_through(window, 10 * QUEUE_S, 2.0 + second)
     assert window.n_bytes == LEAST_WINDOW_BYTES
 
 
@@ -186,7 +186,7 @@ def test_what_comes_first_in_a_round_goes_first_and_who_is_held_up_holds_up_nobo
         transport, uplink = network.transport("ann"), Uplink()
 
         async def send(peer: str, rank: int) -> None:
-            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 18), uplink, rank)
+            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 18), uplink, Rank(turn=rank))
             done.append(peer)
 
         await asyncio.gather(send("second", 2), send("slow", 0), send("first", 1))
@@ -209,16 +209,16 @@ def test_what_is_no_part_of_a_round_holds_none_up_and_gets_there_all_the_same() 
             await network.transport(peer).serve("bulk", take)
         transport, uplink = network.transport("ann"), Uplink()
 
-        async def send(peer: str, rank: int) -> None:
-            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 20), uplink, rank)
+        async def send(peer: str, stage: Stage) -> None:
+            await send_payload(await transport.open(peer, (), "bulk"), given(1 << 20), uplink, Rank(stage))
 
-        joining = [asyncio.create_task(send("joiner", BACKGROUND))] if with_joiner else []
+        joining = [asyncio.create_task(send("joiner", Stage.BACKGROUND))] if with_joiner else []
         # The rounds begin when it is in full swing.
         await asyncio.sleep(0.5)
         began = network.loop.time()
         for _ in range(20):
             with uplink.of_a_round():
-                await send("member", 0)
+                await send("member", Stage.SHARE)
         took_s = network.loop.time() - began
         there = [task.done() for task in joining]
         await asyncio.gather(*joining)
@@ -258,7 +258,7 @@ def test_those_who_are_woken_at_once_do_not_wake_themselves_for_ever() -> None:
             uplink.window(peer).sent(LEAST_FRAME_BYTES, 0.0)
 
         async def wait(peer: str, rank: int) -> None:
-            await uplink.turn(uplink.window(peer), rank)
+            await uplink.turn(uplink.window(peer), Rank(turn=rank))
             order.append(peer)
             uplink.window(peer).sent(uplink.window(peer).room, 0.0)
             uplink.look()

@@ -57,6 +57,16 @@ def test_a_fresh_plan_of_more_members_than_a_descriptor_holds_still_travels() ->
     assert SIGNED.decode(SIGNED.encode(descriptor), "x") == descriptor
 
 
+@pytest.mark.parametrize(("rate", "alike"), [(5.1e6, True), (7.4e6, True), (4e6, False), (1.2e7, False)])
+def test_links_that_differ_by_no_more_than_what_is_measured_of_them_are_taken_to_be_alike(
+    rate: float, alike: bool
+) -> None:
+    rates = {"peer-a": 6e6, "peer-b": 6e6, "peer-c": 6.2e6, "peer-d": rate}
+    readies = {peer: ready(up=int(one), down=int(one)) for peer, one in rates.items()}
+    bounds = fresh_descriptor(RUN, 0, 0, "peer-a", readies, 400 * BLOCK, "int8").bounds
+    assert (bounds == tuple(100 * BLOCK * part for part in range(5))) is alike
+
+
 MUTATIONS: list[dict[str, object]] = [
     {"bounds": (0, BLOCK, N + 1)},
     {"bounds": (BLOCK, 2 * BLOCK, N)},
