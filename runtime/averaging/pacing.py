@@ -25,10 +25,7 @@ from runtime.averaging.payload import Dropped, Payload
 LEAST_FRAME_BYTES, MOST_FRAME_BYTES = 1 << 14, 1 << 20
 # The delay that bulk may add to a path's own: below it the window grows, above it shrinks.
 QUEUE_S = 0.1
-LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = LEAST_FRAME_BYTES, 16 << 20
-# What a window grows by in a round trip once a queue was seen; of a small one a quarter, or three who send to one on
-# 5 Mbit/s would put half a second of queue before it.
-STEP_BYTES = 1 << 16
+LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
 # The least delay of a path is looked for anew after so long: paths change.
 FORGET_S = 30.0
 # A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
@@ -102,7 +99,7 @@ class Window:
         self.queued_s = queued_s = passage_s - self._least_s
         self._hold_bytes -= n_bytes
         if queued_s < QUEUE_S:
-            more = min(STEP_BYTES, self.n_bytes / 4) * n_bytes / self.n_bytes if self._seen_queue else n_bytes
+            more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
             # Only what is used is known to be good.
             self.n_bytes = max(self.n_bytes, min(self.n_bytes + round(more), 2 * self._most, MOST_WINDOW_BYTES))
         elif self._hold_bytes <= 0:
