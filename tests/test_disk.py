@@ -85,7 +85,8 @@ def test_with_room_for_fewer_checkpoints_fewer_are_kept(tmp_path: Path) -> None:
 def test_with_room_for_one_alone_it_stands_and_that_is_told(tmp_path: Path) -> None:
     told = saved(tmp_path, limit=round(1.5 * CHECKPOINT), keep=10, steps=3)
     assert newest(tmp_path) == [1]
-    assert [event["event"] for event in told] == ["checkpoint_failed"] * 2
+    # Of the second and the third, once.
+    assert [event["event"] for event in told] == ["checkpoint_failed"]
     assert "limit for the disk" in str(told[0]["reason"])
 
 

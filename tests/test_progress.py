@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -283,12 +284,14 @@ def test_on_a_terminal_a_download_is_in_the_area_until_it_is_over() -> None:
 def test_who_stops_reading_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``2>&1 | head`` does."""
     reading, writing = os.pipe()
-    with os.fdopen(writing, "w") as stderr:
-        monkeypatch.setattr("sys.stderr", stderr)
-        view = View()
-        os.close(reading)
-        for _ in range(3):
-            view.say("a line")
+    stderr = os.fdopen(writing, "w")
+    monkeypatch.setattr("sys.stderr", stderr)
+    view = View()
+    os.close(reading)
+    for _ in range(3):
+        view.say("a line")
+    with suppress(BrokenPipeError):
+        stderr.close()
 
 
 def rendered(written: str) -> list[str]:
