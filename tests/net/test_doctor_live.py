@@ -68,17 +68,8 @@ def test_a_joiner_of_another_version_is_told_and_disturbs_nobody(
     assert not peer.all("strike")
 
 
-def test_the_doctor_says_so_too(tmp_path: Path, live: tuple[Peer, str]) -> None:
-    _, invite = live
-    done = told(PROTOCOL_VERSION + 1, tmp_path, "doctor", invite, "--json", "--host", "127.0.0.1")
-    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-    assert done.returncode == 1
-    assert checks["run"]["verdict"] == "fail"
-    assert f"speaks protocol {PROTOCOL_VERSION}" in checks["run"]["words"]
-    assert "install the release" in checks["run"]["fix"]
-
-
 def test_a_machine_next_door_is_fit(tmp_path: Path, live: tuple[Peer, str]) -> None:
+    """Before the other doctor: a member measures once in half a minute."""
     peer, invite = live
     done = told(PROTOCOL_VERSION, tmp_path, "doctor", invite, "--json", "--host", "127.0.0.1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -94,3 +85,13 @@ def test_a_machine_next_door_is_fit(tmp_path: Path, live: tuple[Peer, str]) -> N
     peer.wait_for_step(after + 1)
     assert not peer.all("member_up")
     assert not peer.all("strike")
+
+
+def test_the_doctor_says_so_too(tmp_path: Path, live: tuple[Peer, str]) -> None:
+    _, invite = live
+    done = told(PROTOCOL_VERSION + 1, tmp_path, "doctor", invite, "--json", "--host", "127.0.0.1")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert checks["run"]["verdict"] == "fail"
+    assert f"speaks protocol {PROTOCOL_VERSION}" in checks["run"]["words"]
+    assert "install the release" in checks["run"]["fix"]
