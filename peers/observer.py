@@ -19,7 +19,7 @@ from peers.errors import PeerError, StreamClosed
 from peers.observer_dht import key_of
 from peers.observer_link import Dialler, Link, LinkStream
 from peers.observer_members import Backoff, Members
-from peers.service import read_records
+from peers.records import read_records
 from peers.wire import short
 
 logger = logging.getLogger(__name__)

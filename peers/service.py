@@ -48,17 +48,15 @@ from peers.messages import (
     MemberRecord,
     Status,
 )
+from peers.records import MEMBER_CONTEXT, RECORD_TTL_S, members_key, read_record, read_records
 from peers.transport import FRAME_HEADER_BYTES, Discovery, Stream, Transport
-from peers.wire import seal, unpack, unseal
+from peers.wire import seal, unpack
 
 logger = logging.getLogger(__name__)
 
 CONTROL_PROTOCOL = "atoll-control-1"
-MEMBER_CONTEXT = "atoll member record"
 # A round descriptor of 256 members takes about 16 KiB.
 MAX_CONTROL_BYTES = 1 << 18
-# An hour of clock difference each way, and an hour to be found in.
-RECORD_TTL_S = 3 * 3600.0
 ANNOUNCE_EVERY_S = 60.0
 LOOK_EVERY_S = 5.0
 # About ten rounds' worth of messages: who cannot take them is not there.
@@ -83,34 +81,6 @@ class Received:
 
 
 MeshEvent = Up | Changed | Down | Gone | Slept | Received
-
-
-def members_key(run_id: str) -> str:
-    """Under which the DHT has the member records of a run."""
-    return f"atoll/{run_id}/members"
-
-
-def read_records(values: dict[str, bytes], run_id: str, now_unix: float) -> list[Known]:
-    """The usable member records among ``values``, sorted by peer id.
-
-    Dropped without a word, since anyone can write them: forged, expired, of another run, under another peer's sub-key,
-    of a peer that left, or with an expiry further away than any honest writer sets.
-    """
-    read = [(peer, _read_record(value, run_id, now_unix)) for peer, value in sorted(values.items())]
-    return [record[0] for peer, record in read if record is not None and record[0].peer == peer]
-
-
-def _read_record(value: bytes, run_id: str, now_unix: float) -> tuple[Known, float] | None:
-    """What a record says, and until when."""
-    try:
-        signer, body = unseal(value, MEMBER_CONTEXT, "")
-        record: MemberRecord = RECORD.decode(body, signer)
-    except ProtocolViolation:
-        return None
-    fresh = now_unix < record.expires_at <= now_unix + 2 * RECORD_TTL_S
-    if record.run_id != run_id or not fresh or record.left:
-        return None
-    return Known(signer, record.addresses), record.expires_at
 
 
 class Mesh:
@@ -252,11 +222,11 @@ class Mesh:
     def _meet(self, record: bytes) -> None:
         """Take a record that may be news; an older one than is known is not, whoever introduces with it."""
         now_unix = self._unix_time()
-        read = _read_record(record, self._run_id, now_unix)
+        read = read_record(record, self._run_id, now_unix)
         if read is None:
             return
         known, expires_at = read
-        held = _read_record(self._introductions.get(known.peer, b""), self._run_id, now_unix)
+        held = read_record(self._introductions.get(known.peer, b""), self._run_id, now_unix)
         if held is not None and held[1] > expires_at:
             return
         if known.peer in self._introductions or len(self._introductions) < MOST_KNOWN:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from peers.daemon import end_tasks
 from peers.errors import ProtocolViolation, StreamClosed, Unreachable
 from peers.membership import Known
+from peers.records import members_key, read_records
 from peers.relay import Connected
-from peers.service import members_key, read_records
 from peers.transport import Discovery
 from runtime.errors import ConfigError
 from runtime.manifest import MANIFEST_PROTOCOL, MAX_MANIFEST_BYTES, Manifest, open_manifest

@@ -12,7 +12,7 @@ FILES = sorted(
 
 IO = {"asyncio", "socket", "threading", "time", "random", "hivemind", "uvloop"}
 PURE = {
-    *(f"peers/{name}.py" for name in ("membership", "election", "wire", "messages", "identity", "tunnel")),
+    *(f"peers/{name}.py" for name in ("membership", "records", "election", "wire", "messages", "identity", "tunnel")),
     *(f"peers/observer_{name}.py" for name in ("dht", "members")),
     *(f"runtime/averaging/{name}.py" for name in ("messages", "events", "reduce", "shards")),
     *(f"runtime/averaging/{name}.py" for name in ("round", "step", "leader", "reducer", "commits", "histories")),

@@ -122,26 +122,22 @@ def test_systemd_finds_no_fault_with_a_unit(tmp_path: Path, user: str) -> None:
     odd = ("/bin/true", "join", INVITE, "--folder", '50% of "my" $HOME\\peers', "--data", "it's")
     service = Service(NAME, odd, Path("/tmp"), {"XDG_DATA_HOME": "/tmp/100% mine"}, user)
     assert words(parsed(systemd_unit(service))["Service"]["ExecStart"]) == list(odd)
-    file = tmp_path / f"{NAME}.service"
-    file.write_text(systemd_unit(service))
-    scope = ["--system"] if user else ["--user"]
-    done = subprocess.run(
-        ["systemd-analyze", *scope, "verify", str(file)],
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert NAME not in done.stderr + done.stdout
-    file.write_text(systemd_unit(service).replace("KillMode=mixed", "KillMode=tender"))
-    done = subprocess.run(
-        ["systemd-analyze", *scope, "verify", str(file)],
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "tender" in done.stderr, "it looks at what it is given"
+
+    def verified(unit: str) -> str:
+        file = tmp_path / f"{NAME}.service"
+        file.write_text(unit)
+        done = subprocess.run(
+            ["systemd-analyze", "--system" if user else "--user", "verify", str(file)],
+            env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stderr + done.stdout
+
+    assert NAME not in verified(systemd_unit(service))
+    mistaken = systemd_unit(service).replace("KillMode=mixed", "KillMode=tender")
+    assert "tender" in verified(mistaken), "it looks at what it is given"
 
 
 def test_a_unit_for_the_machine_is_printed_and_nothing_is_touched(home: Path) -> None:

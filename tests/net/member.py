@@ -21,7 +21,7 @@ from peers.discovery import DhtDiscovery
 from peers.identity import Identity
 from peers.messages import RECORD, MemberRecord
 from peers.p2pd import P2pdTransport
-from peers.service import MEMBER_CONTEXT
+from peers.records import MEMBER_CONTEXT
 from peers.transport import Stream
 from peers.wire import seal
 

@@ -32,7 +32,7 @@ from peers.membership import (
     Up,
 )
 from peers.messages import RECORD, MemberRecord, Status
-from peers.service import MEMBER_CONTEXT, RECORD_TTL_S, read_records
+from peers.records import MEMBER_CONTEXT, RECORD_TTL_S, read_records
 from peers.wire import seal
 
 HERE = ("/ip4/1.2.3.4/tcp/1",)

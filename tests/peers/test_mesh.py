@@ -13,7 +13,8 @@ from peers.identity import Identity
 from peers.membership import Down
 from peers.memory import MemoryNetwork
 from peers.messages import PROTOCOL_VERSION, RECORD, Hello, MemberRecord, Role, Status
-from peers.service import MEMBER_CONTEXT, RECORD_TTL_S, Mesh
+from peers.records import MEMBER_CONTEXT, RECORD_TTL_S
+from peers.service import Mesh
 from peers.wire import seal
 
 RUN = "5" * 40
