@@ -14,8 +14,8 @@ import typer
 from runtime.config import PeerConfig, validate
 from runtime.doctor.check import Check, failed, fails
 from runtime.doctor.fitness import machine_checks, needs_of
-from runtime.doctor.machine import Device, Needs, check_calendar, check_key, device_now
 from runtime.doctor.packages import thorough_checks
+from runtime.doctor.resources import Device, Needs, check_calendar, check_key, device_now
 from runtime.errors import ConfigError
 from runtime.folder import Folder
 from runtime.invite import Invite, parse_invite

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.config import PeerConfig, RunConfig
-from runtime.doctor import machine, packages
+from runtime.doctor import packages, resources
 from runtime.doctor.check import Check, Verdict, fails
 from runtime.errors import ConfigError
 
@@ -13,13 +13,13 @@ from runtime.errors import ConfigError
 USUAL_PEERS = 4
 
 
-def needs_of(config: RunConfig, auxiliary: bool = False) -> machine.Needs:
+def needs_of(config: RunConfig, auxiliary: bool = False) -> resources.Needs:
     """As ``atoll plan`` reckons. Imports PyTorch."""
     from runtime.planning import make_plan
 
     # Any link will do: it says how long, not how much.
     plan = make_plan(config, [1e6] * USUAL_PEERS, [1e6] * USUAL_PEERS, None)
-    return machine.Needs(
+    return resources.Needs(
         int(plan["host_memory_bytes"]),
         int(plan["device_memory_bytes"]),
         int(plan["checkpoint_bytes"]),
@@ -27,19 +27,19 @@ def needs_of(config: RunConfig, auxiliary: bool = False) -> machine.Needs:
     )
 
 
-def machine_checks(folder: Path, keep: int, device: machine.Device, needs: machine.Needs | None) -> list[Check]:
+def machine_checks(folder: Path, keep: int, device: resources.Device, needs: resources.Needs | None) -> list[Check]:
     """Memory, disk and device, with a model to measure against or without."""
-    free, held = machine.disk_now(folder)
+    free, held = resources.disk_now(folder)
     return [
-        machine.check_memory(machine.memory_now(), needs, device.kind),
-        machine.check_folder(folder) or machine.check_disk(folder, free, held, needs, keep),
-        machine.check_device(device, needs),
+        resources.check_memory(resources.memory_now(), needs, device.kind),
+        resources.check_folder(folder) or resources.check_disk(folder, free, held, needs, keep),
+        resources.check_device(device, needs),
     ]
 
 
 def checks_before_joining() -> list[Check]:
     """Some milliseconds, before anything is imported that takes long."""
-    calendar = machine.check_calendar(time.time())
+    calendar = resources.check_calendar(time.time())
     return [*packages.quick_checks(), *([calendar] if calendar else [])]
 
 
@@ -48,7 +48,7 @@ def checks_for_run(config: RunConfig, peer_config: PeerConfig) -> list[Check]:
 
     Raises: ConfigError for a device that is not here.
     """
-    device = machine.Device("cpu") if peer_config.auxiliary else machine.device_now(peer_config.device)
+    device = resources.Device("cpu") if peer_config.auxiliary else resources.device_now(peer_config.device)
     return machine_checks(peer_config.folder, peer_config.keep, device, needs_of(config, peer_config.auxiliary))
 
 

@@ -8,7 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from peers.identity import Identity, IdentityError
+from runtime.disk import folder_bytes
 from runtime.doctor.check import Check, failed, passed, warned
 from runtime.monitor.words import size_words
 
@@ -23,7 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that this process may have, all together and now; 0 where it cannot be told."""
+    """Bytes that this process may have, all together and now."""
 
     total: int
     free: int
@@ -53,8 +56,6 @@ class Needs:
 
 def check_memory(memory: Memory, needs: Needs | None, device: str) -> Check:
     """The machine's, which is the device's as well where that is the processor."""
-    if not memory.total:
-        return passed("memory", "cannot be told on this system")
     has = f"{size_words(memory.total)}, {size_words(memory.free)} of it free"
     if needs is None:
         if memory.total < SMALL_BYTES + PROGRAM_BYTES:
@@ -134,15 +135,9 @@ def check_calendar(now_unix: float) -> Check | None:
 
 
 def memory_now() -> Memory:
-    """As far as the system tells; the limit of a container counts."""
-    total = free = 0
-    with suppress(OSError, ValueError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        free = total
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        (available,) = (line for line in lines if line.startswith("MemAvailable:"))
-        free = 1024 * int(available.split()[1])
+    """The limit of a container counts."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
     with suppress(OSError, ValueError):
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
@@ -152,11 +147,7 @@ def memory_now() -> Memory:
 
 def disk_now(folder: Path) -> tuple[int, int]:
     """Bytes free where the folder is or will be, and bytes in it."""
-    held = 0
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        with suppress(OSError):
-            held += path.lstat().st_size
-    return shutil.disk_usage(_existing(folder)).free, held
+    return shutil.disk_usage(_existing(folder)).free, folder_bytes(folder)
 
 
 def device_now(wanted: str) -> Device:
