@@ -25,7 +25,7 @@ from runtime.pieces import PieceList, n_pieces
 from runtime.state import State
 
 STATE_PROTOCOL = "atoll-state-2"
-# What peers say of their states, which is small, and not held up by bulk.
+# What peers say of their states: small, and neither held up by bulk, nor kept within limits and off relays.
 CLAIM_PROTOCOL = "atoll-claim-1"
 # A claim names the last group: up to 256 peer ids.
 MAX_HEADER_BYTES = 1 << 15
@@ -75,8 +75,8 @@ class StateSync:
         self.bytes_sent += n_bytes
 
     async def serve(self) -> None:
-        for protocol in (STATE_PROTOCOL, CLAIM_PROTOCOL):
-            await self._transport.serve(protocol, self._on_request)
+        await self._transport.serve(STATE_PROTOCOL, self._on_state)
+        await self._transport.serve(CLAIM_PROTOCOL, self._on_claim)
 
     # Getting a state.
 
@@ -210,33 +210,43 @@ class StateSync:
 
     # Serving.
 
-    async def _on_request(self, stream: Stream) -> None:
+    async def _on_state(self, stream: Stream) -> None:
+        await self._on_request(stream, self._give)
+
+    async def _on_claim(self, stream: Stream) -> None:
+        await self._on_request(stream, self._tell)
+
+    async def _on_request(self, stream: Stream, answer: Callable[[Stream, object], Awaitable[None]]) -> None:
         try:
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 request = STATE.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
-            await self._answer(stream, request)
+            await answer(stream, request)
         except ProtocolViolation as error:
             self._strike(error.peer, error.reason)
         except (StreamClosed, TimeoutError):
             return
 
-    async def _answer(self, stream: Stream, request: object) -> None:
-        now = asyncio.get_running_loop().time()
+    async def _give(self, stream: Stream, request: object) -> None:
         match request:
-            case ClaimRequest(outer_step):
-                await self._say(stream, self._claims.get(outer_step))
-            case OfferRequest(least_tokens):
-                snapshot = self._offers.offer(least_tokens, now)
-                await self._say(stream, snapshot.claim if snapshot else None)
-            case HaveRequest(state):
-                await self._say(stream, self._have(state))
             case ListRequest(state):
                 pieces = self._offers.list_of(state)
                 await self._send(stream, bytes(pieces) if pieces else None)
             case PieceRequest(digest):
-                await self._send(stream, self._offers.piece(digest, now))
+                await self._send(stream, self._offers.piece(digest, asyncio.get_running_loop().time()))
             case _:
-                raise ProtocolViolation(stream.peer, "a request was due")
+                raise ProtocolViolation(stream.peer, "a request for a part of a state was due")
+
+    async def _tell(self, stream: Stream, request: object) -> None:
+        match request:
+            case ClaimRequest(outer_step):
+                await self._say(stream, self._claims.get(outer_step))
+            case OfferRequest(least_tokens):
+                snapshot = self._offers.offer(least_tokens, asyncio.get_running_loop().time())
+                await self._say(stream, snapshot.claim if snapshot else None)
+            case HaveRequest(state):
+                await self._say(stream, self._have(state))
+            case _:
+                raise ProtocolViolation(stream.peer, "a question about a state was due")
 
     def _have(self, state: bytes) -> Have | None:
         pieces = self._fetching

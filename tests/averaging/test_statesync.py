@@ -13,11 +13,11 @@ from virtual_clock import run_virtual
 
 from peers.errors import PeerError, ProtocolViolation
 from peers.memory import MemoryNetwork
-from runtime.averaging.claims import Claim, Refuted
+from runtime.averaging.claims import STATE, Claim, ClaimRequest, Have, ListRequest, PieceRequest, Refuted
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.offers import IDLE_S, Offers, Snapshot, snapshot_of
 from runtime.averaging.pacing import Uplink
-from runtime.averaging.statesync import StateSync
+from runtime.averaging.statesync import CLAIM_PROTOCOL, STATE_PROTOCOL, StateSync
 from runtime.partial import PartialState
 from runtime.pieces import PieceList
 from runtime.state import State
@@ -211,6 +211,30 @@ def test_eight_joiners_at_once_serve_each_other() -> None:
     took_s = run_virtual(eight())
     from_one_s = 8 * ALL_BYTES / rate
     assert from_one_s / took_s >= 4.0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "asked"),
+    [
+        (CLAIM_PROTOCOL, PieceRequest(PIECES.anchor[0])),
+        (CLAIM_PROTOCOL, ListRequest(CLAIM.state)),
+        (STATE_PROTOCOL, ClaimRequest(7)),
+        (STATE_PROTOCOL, Have(b"")),
+    ],
+)
+def test_no_state_goes_where_claims_do_which_no_limit_holds_back(protocol: str, asked: object) -> None:
+    async def main() -> None:
+        here = place()
+        ann = await here.add("ann", a_snapshot())
+        stream = await here.network.transport("bob").open("ann", (), protocol)
+        await stream.send(STATE.encode(asked))
+        with pytest.raises(PeerError):
+            await stream.receive(1 << 20)
+        assert ann.bytes_sent == 0
+        assert [peer for peer, _ in here.strikes] == ["bob"]
+        assert "was due" in here.strikes[0][1]
+
+    run_virtual(main())
 
 
 def test_when_nobody_has_the_rest_the_donor_is_named() -> None:
