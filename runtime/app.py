@@ -16,7 +16,7 @@ from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.checkpoints import bytes_beside_checkpoints, set_aside
+from runtime.checkpoints import bytes_that_stay, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError
@@ -130,7 +130,7 @@ def _check_fits(run_config: RunConfig, user: User) -> None:
     if user.manifest is None:
         # After a pause what it really holds decides: limits that were changed meanwhile do not end a process.
         on_cpu = not user.config.auxiliary and resolve_device(user.config.device).type == "cpu"
-        check_fits(run_config, user.limits, on_cpu=on_cpu, kept_bytes=bytes_beside_checkpoints(user.config.folder))
+        check_fits(run_config, user.limits, on_cpu=on_cpu, kept_bytes=bytes_that_stay(user.config.folder))
 
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ FORK, TORN = "fork-", "torn-"
 READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """One that is on disk under its own name, so whole when it was written."""
 
@@ -109,20 +109,30 @@ def write(folder: Path, name: str, content: Mapping[str, Any], write_files: Call
 def prune(folder: Path, keep: int, keep_every: int) -> None:
     """Let go of all but the ``keep`` newest and the first from every ``keep_every``-th outer step on (0: from none)."""
     newest_first, _ = found(folder)
+    stay = {*newest_first[:keep], *nth_of(newest_first, keep_every)}
+    remove(one for one in newest_first if one not in stay)
+
+
+def nth_of(newest_first: Sequence[Checkpoint], keep_every: int) -> set[Checkpoint]:
+    """The first from every ``keep_every``-th outer step on."""
     nth: dict[int, Checkpoint] = {}
     for one in newest_first:
         number = one.outer_step // keep_every if keep_every else 0
         if number and (number not in nth or one.outer_step < nth[number].outer_step):
             nth[number] = one
-    stay = {one.path for one in (*newest_first[:keep], *nth.values())}
-    for one in newest_first:
-        if one.path not in stay:
-            shutil.rmtree(one.path, ignore_errors=True)
+    return set(nth.values())
 
 
-def bytes_beside_checkpoints(folder: Path) -> int:
-    """What stays in a peer's folder, whatever comes: forks and torn ones too, which are their owner's to delete."""
-    return folder_bytes(folder) - sum(folder_bytes(one.path) for one in found(folder)[0])
+def remove(checkpoints: Iterable[Checkpoint]) -> None:
+    for one in checkpoints:
+        shutil.rmtree(one.path, ignore_errors=True)
+
+
+def bytes_that_stay(folder: Path) -> int:
+    """Of a peer's folder: its logs, and forks and torn checkpoints, which are their owner's to delete."""
+    kept = (path for kind in (FORK, TORN) for path in (folder / CHECKPOINTS).glob(f"{kind}*"))
+    logs = (path.lstat().st_size for path in folder.glob("*.jsonl"))
+    return sum(map(folder_bytes, kept)) + sum(logs)
 
 
 def set_aside(path: Path) -> None:

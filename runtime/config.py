@@ -129,7 +129,7 @@ class PeerConfig:
     keep: int = 2
     """Checkpoints that stay on disk, the newest; at least one."""
     keep_every: int = 0
-    """Of every so many outer steps one checkpoint stays for good; 0 for none."""
+    """Of every so many outer steps one checkpoint stays for good, as long as --disk has room; 0 for none."""
     bootstrap: str = ""
     """Addresses of bootstrap peers, with commas between them: they find the others, and stand first in the invite."""
     metrics_port: int = 0

@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # What is not counted as it is written, such as a history that is written anew, is found by looking again.
@@ -33,23 +34,43 @@ class Allotment:
         self._folder, self._most = folder, most
         self._lock = threading.Lock()
         self._used, self._looked_at = folder_bytes(folder), time.monotonic()
+        self._being_written = 0
 
     def look(self) -> None:
         """See what the folder really holds: something may have been deleted."""
         with self._lock:
             self._used, self._looked_at = folder_bytes(self._folder), time.monotonic()
 
-    def has(self, n_bytes: int) -> bool:
-        """Whether so many could be taken."""
+    def lacks(self, n_bytes: int) -> int:
+        """How many would have to go before so many could be taken; not above 0 if they could be."""
         most = self._most()
-        return not most or self._used + n_bytes <= most
+        return self._used + self._being_written + n_bytes - most if most else 0
 
     def take(self, n_bytes: int, leaving: int = 0) -> bool:
-        """Whether so many may be written, so that ``leaving`` more could be; if so they count as written."""
-        if not self.has(n_bytes + leaving) and time.monotonic() > self._looked_at + LOOK_AGAIN_S:
+        """Whether so many may be written, and ``leaving`` more, for what is being written or comes after it."""
+        with self._lock:
+            leaving -= min(self._being_written, leaving)
+        if self.lacks(n_bytes + leaving) > 0 and time.monotonic() > self._looked_at + LOOK_AGAIN_S:
             self.look()
         with self._lock:
-            if not self.has(n_bytes + leaving):
+            if self.lacks(n_bytes + leaving) > 0:
                 return False
             self._used += n_bytes
             return True
+
+    @contextmanager
+    def writing(self, n_bytes: int) -> Iterator[None]:
+        """While something is written that takes so many at most: whatever a look finds of it, they count.
+
+        Raises: OSError if there is no room.
+        """
+        with self._lock:
+            if self.lacks(n_bytes) > 0:
+                raise OSError("the limit for the disk has no room for a second one beside it")
+            self._being_written += n_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._being_written -= n_bytes
+            self.look()

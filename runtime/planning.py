@@ -103,7 +103,7 @@ def _usual_plan(config: RunConfig) -> Plan:
 def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: int) -> None:
     """Whether a peer can take part in a run with what its user lends, before it takes any of it.
 
-    Args: kept_bytes are on the disk already and stay there.
+    Args: kept_bytes are on the disk already and stay there, logs among them.
     Raises: ConfigError, a sentence for the user.
     """
     memory = memory_needed(config, on_cpu)
@@ -114,7 +114,7 @@ def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: i
             "with a smaller model"
         )
     # A new one is whole before an old one goes.
-    disk = 2 * checkpoint_needed(config) + LOG_BYTES + kept_bytes
+    disk = 2 * checkpoint_needed(config) + max(LOG_BYTES, kept_bytes)
     if limits.disk_bytes and disk > limits.disk_bytes:
         have, need = size_words(limits.disk_bytes), size_words(disk)
         raise ConfigError(

@@ -7,8 +7,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from runtime.checkpoints import CHECKPOINTS, checkpoint_name, clear_unfinished, found, prune
-from runtime.disk import Allotment
+from runtime.checkpoints import (
+    CHECKPOINTS,
+    Checkpoint,
+    checkpoint_name,
+    clear_unfinished,
+    found,
+    nth_of,
+    prune,
+    remove,
+)
+from runtime.disk import Allotment, folder_bytes
 from runtime.state import State
 from runtime.training.checkpoint import save_checkpoint
 from runtime.training.inner import InnerState
@@ -27,7 +36,7 @@ class Saver:
         inner: this peer's own training, None while that is not still.
         keep: how many of the newest stay, and of every ``keep_every``-th outer step (0: none) one.
         disk, checkpoint_bytes: what the folder may hold, and the most that a checkpoint takes of it. With less room
-            fewer stay, at least one; with none beside that one, none is written.
+            fewer stay, at least one, and none goes in vain; with none beside that one, none is written.
     """
 
     def __init__(
@@ -60,11 +69,17 @@ class Saver:
             self._saving = asyncio.create_task(self._save(outer_step, lineage, self._inner()))
 
     def keep_fork(self, state: State) -> str:
-        """Write the state of a history that this peer leaves; where, in its folder."""
+        """Write the state of a history that this peer leaves; where, in its folder, "" if it has no room for it.
+
+        It stays until its owner deletes it: the next checkpoint needs room beside it.
+        """
+        self._disk.look()
+        if self._disk.lacks(2 * self._checkpoint_bytes + LOG_BYTES) > 0:
+            return ""
 
         def write() -> None:
-            self._take_room()
-            save_checkpoint(self._folder, state, fork=True)
+            with self._disk.writing(self._checkpoint_bytes):
+                save_checkpoint(self._folder, state, fork=True)
 
         task = asyncio.create_task(self._attempt(state.outer_step, write))
         self._forks.add(task)
@@ -102,25 +117,26 @@ class Saver:
     # In a thread.
 
     def _thin(self) -> None:
-        """Let go of checkpoints that are not to stay, and of more until another has room, and the log."""
+        """Let go of checkpoints that are not to stay, and of more if then another has room, and the log."""
         prune(self._folder, self._keep, self._keep_every)
         self._disk.look()
-        n_kept = len(found(self._folder)[0])
-        while n_kept > 1 and not self._disk.has(self._checkpoint_bytes + LOG_BYTES):
-            n_kept -= 1
-            prune(self._folder, n_kept, 0)
+        lacking = self._disk.lacks(self._checkpoint_bytes + LOG_BYTES)
+        newest_first, _ = found(self._folder)
+        nth, going = nth_of(newest_first, self._keep_every), list[Checkpoint]()
+        # The oldest first, but last those that are kept for good.
+        for one in sorted(newest_first[:0:-1], key=lambda one: one in nth):
+            if lacking > 0:
+                going.append(one)
+                lacking -= folder_bytes(one.path)
+        if lacking <= 0:
+            remove(going)
             self._disk.look()
 
-    def _take_room(self) -> None:
-        """Raises: OSError if there is none."""
-        self._thin()
-        if not self._disk.take(self._checkpoint_bytes):
-            raise OSError("the limit for the disk has no room for a second one beside it")
-
     def _copy_and_write(self, lineage: bytes, inner: InnerState | None) -> None:
-        self._take_room()
-        state = self._copy(self._memory)
-        self._memory = state.anchor_P, state.momentum_P, state.lost_P
-        # The next outer step may have been quicker; what this peer has trained since the one before is not of it.
-        save_checkpoint(self._folder, state, inner if state.lineage == lineage else None)
+        self._thin()
+        with self._disk.writing(self._checkpoint_bytes):
+            state = self._copy(self._memory)
+            self._memory = state.anchor_P, state.momentum_P, state.lost_P
+            # The next outer step may have been quicker; what this peer has trained since the one before is not of it.
+            save_checkpoint(self._folder, state, inner if state.lineage == lineage else None)
         self._thin()

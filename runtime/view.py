@@ -132,7 +132,9 @@ class View:
             case "fork_found", {"member": str(member), "tokens": int(theirs), "own_tokens": int(ours)}:
                 side = "lighter" if ours < theirs else "heavier"
                 return f"the run has forked: {short([member])} is on another history; this peer is on the {side} side"
-            case "fork_healed", {"member": str(member), "kept": str(kept)}:
+            case "fork_healed", {"kept": ""}:
+                return "the fork is healed: this peer has gone over; the disk has no room for the state that it left"
+            case "fork_healed", {"kept": str(kept)}:
                 return f"the fork is healed: this peer has gone over; the state it left is kept in {kept}"
             case "fork_healed", {"member": str(member)}:
                 return f"the fork is healed: {short([member])} is on this history again"

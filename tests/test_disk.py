@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.checkpoints import CHECKPOINTS, found
+from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, found
 from runtime.config import ModelSection, RunConfig
 from runtime.disk import Allotment, folder_bytes
 from runtime.errors import ConfigError
@@ -44,6 +44,18 @@ def test_what_is_taken_is_gone_until_a_look_finds_that_it_is_not(tmp_path: Path)
     assert disk.take(1000), "nothing was written after all"
 
 
+def test_what_is_being_written_counts_whatever_a_look_finds_and_what_it_takes_is_not_left_twice(tmp_path: Path) -> None:
+    disk = Allotment(tmp_path, lambda: 1000)
+    with disk.writing(600):
+        disk.look()
+        assert disk.lacks(400) == 0
+        assert disk.lacks(401) == 1
+        assert disk.take(300, leaving=600), "a log goes on while a checkpoint is written"
+        with pytest.raises(OSError, match="no room"), disk.writing(200):
+            pass
+    assert disk.take(400, leaving=600), "nothing was written after all"
+
+
 def test_without_a_limit_there_is_always_room_and_a_changed_one_holds_at_once(tmp_path: Path) -> None:
     most = [0]
     disk = Allotment(tmp_path, lambda: most[0])
@@ -53,9 +65,9 @@ def test_without_a_limit_there_is_always_room_and_a_changed_one_holds_at_once(tm
     assert not disk.take(101)
 
 
-def saved(folder: Path, limit: int, keep: int, steps: int) -> list[Event]:
+def saved(folder: Path, limit: int, keep: int, steps: int, keep_every: int = 0, first: int = 1) -> list[Event]:
     """What is told when so many steps are saved under a limit; it holds all the time."""
-    told = list[Event]()
+    told, before = list[Event](), folder_bytes(folder)
 
     def report(event: str, **fields: object) -> None:
         told.append({"event": event, **fields})
@@ -63,11 +75,11 @@ def saved(folder: Path, limit: int, keep: int, steps: int) -> list[Event]:
     async def main() -> None:
         at = [1]
         disk = Allotment(folder, lambda: limit)
-        saver = Saver(folder, lambda memory: state(at[0]), lambda: None, keep, 0, report, disk, CHECKPOINT)
-        for step in range(1, steps + 1):
+        saver = Saver(folder, lambda memory: state(at[0]), lambda: None, keep, keep_every, report, disk, CHECKPOINT)
+        for step in range(first, first + steps):
             at[0] = step
             await saver.finish(step, bytes([step]) * 32)
-            assert folder_bytes(folder) <= limit
+            assert folder_bytes(folder) <= max(limit, before)
 
     asyncio.run(main())
     return told
@@ -88,6 +100,38 @@ def test_with_room_for_one_alone_it_stands_and_that_is_told(tmp_path: Path) -> N
     # Of the second and the third, once.
     assert [event["event"] for event in told] == ["checkpoint_failed"]
     assert "limit for the disk" in str(told[0]["reason"])
+
+
+def test_what_is_kept_for_good_goes_last_and_its_oldest_first(tmp_path: Path) -> None:
+    assert saved(tmp_path, limit=10**9, keep=2, keep_every=2, steps=7) == []
+    assert newest(tmp_path) == [7, 6, 4, 2]
+    assert saved(tmp_path, limit=4 * CHECKPOINT + LOG_BYTES, keep=2, keep_every=2, steps=1, first=8) == []
+    assert newest(tmp_path) == [8, 6, 4], "the seventh gives way too"
+    assert saved(tmp_path, limit=3 * CHECKPOINT + LOG_BYTES, keep=2, keep_every=2, steps=1, first=9) == []
+    assert newest(tmp_path) == [9, 8]
+
+
+def test_a_limit_that_is_typed_too_small_costs_no_checkpoint(tmp_path: Path) -> None:
+    saved(tmp_path, limit=10**9, keep=3, steps=4)
+    told = saved(tmp_path, limit=1000, keep=3, steps=1, first=5)
+    assert [event["event"] for event in told] == ["checkpoint_failed"]
+    assert newest(tmp_path) == [4, 3, 2]
+
+
+def test_a_fork_is_kept_if_the_next_checkpoint_has_room_beside_it(tmp_path: Path) -> None:
+    async def main(limit: int) -> str:
+        disk = Allotment(tmp_path, lambda: limit)
+        saver = Saver(
+            tmp_path, lambda memory: state(1), lambda: None, 2, 0, lambda *args, **fields: None, disk, CHECKPOINT
+        )
+        where = saver.keep_fork(state(3))
+        await saver.wait()
+        return where
+
+    assert asyncio.run(main(2 * CHECKPOINT)) == ""
+    where = asyncio.run(main(2 * CHECKPOINT + LOG_BYTES))
+    assert (tmp_path / where).is_dir()
+    assert bytes_that_stay(tmp_path) == folder_bytes(tmp_path / where)
 
 
 def test_a_log_stops_at_the_limit_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
@@ -125,8 +169,20 @@ def test_a_run_fits_or_is_refused_with_both_numbers() -> None:
         check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=True, kept_bytes=0)
     # What a GPU holds is not the machine's.
     check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=False, kept_bytes=0)
+    # The logs that a peer has written within its limit do not keep it from coming back.
+    check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=10_000_000)
     with pytest.raises(ConfigError, match=r"of the disk, two checkpoints and the logs, but --disk is"):
-        check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=1)
+        check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=10_000_001)
+
+
+def test_what_stays_is_logs_forks_and_torn_ones_and_not_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    for name, n_bytes in (("events.jsonl", 1), ("events.1.jsonl", 2), ("history.jsonl", 4), ("port", 1000)):
+        (tmp_path / name).write_bytes(bytes(n_bytes))
+    for name in (".half", "00000001.00000-aa", "fork-1", "torn-1"):
+        (tmp_path / CHECKPOINTS / name).mkdir()
+        (tmp_path / CHECKPOINTS / name / "file").write_bytes(bytes(8))
+    assert bytes_that_stay(tmp_path) == 1 + 2 + 4 + 8 + 8
 
 
 def test_what_one_checkpoint_takes_is_counted_by_what_it_takes(tmp_path: Path) -> None:
