@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from peers import membership
-from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
+from peers.errors import NetworkError, PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.identity import Identity
 from peers.membership import (
     HEARTBEAT_S,
@@ -201,7 +201,11 @@ class Mesh:
                     await self._announce_now.wait()
             self._announce_now.clear()
             # p2pd learns late how others see it, and so may this peer that it can be dialled, or cannot.
-            addresses = await self._transport.addresses()
+            try:
+                addresses = await self._transport.addresses()
+            except NetworkError:
+                # Too many streams at once, say. If p2pd is gone whoever runs it knows.
+                continue
             if addresses != self._addresses:
                 self._addresses = addresses
                 self._seal_record()

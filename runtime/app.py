@@ -31,7 +31,6 @@ from runtime.pieces import PieceList
 from runtime.planning import check_fits, checkpoint_needed
 from runtime.progress import Progress, Rates, given_before
 from runtime.saving import Saver
-from runtime.tasks import end
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, give_back_memory, share_threads
 from runtime.training.checkpoint import load_newest
 from runtime.training.replica import resolve_device
@@ -89,7 +88,7 @@ async def _start(run_config: RunConfig, user: User) -> int | None:
         manifest = folder.manifest()
         if manifest is None:
             nonce = secrets.token_hex(8)
-            manifest = sign_manifest(peer.identity, run_config, _state_digest(trainer), nonce)
+            manifest = sign_manifest(peer.identity, run_config, await _state_digest(trainer), nonce)
         if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
             raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
         folder.claim(manifest)
@@ -161,7 +160,7 @@ async def _take_part(
         await stream.receive(1)
 
     await peer.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
-    lineage, tokens = first_lineage(manifest.run_id, _state_digest(trainer)), 0
+    lineage, tokens = first_lineage(manifest.run_id, await _state_digest(trainer)), 0
     group: tuple[str, ...] = ()
     lost_P = None
 
@@ -181,7 +180,7 @@ async def _take_part(
             "this folder has no outer step of the run, and only who has one can go on with it: waiting for a member"
             " (--anew begins the run again from its first weights)"
         )
-    if established and not tokens and _state_digest(trainer) != manifest.initial_state:
+    if established and not tokens and await _state_digest(trainer) != manifest.initial_state:
         raise ConfigError("this machine makes other first weights than the organiser's: join while a member is there")
     if trainer.outer_step == 0 and established:
         await _validate(peer, trainer)
@@ -220,16 +219,14 @@ async def _take_part(
         peer.checkpoint_bytes,
     )
     await peer.open_feed(stack, manifest, averager.doing)
-    peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / EVENTS_FILE)
+    if not peer.view.given.outer_steps:
+        # Else this is after a pause.
+        peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / EVENTS_FILE)
     peer.view.run(config, manifest.run_id, trainer.n_elements, limits_words(limits_in_force(user.config)))
     with peer.view.area():
-        watching = [
-            asyncio.create_task(_keep_showing(peer, averager, trainer, config)),
-            asyncio.create_task(_keep_measuring(peer, averager, trainer)),
-        ]
-        await peer.until_leaving(averager.run())
-        for task in watching:
-            await end(task)
+        await peer.until_leaving(
+            averager.run(), _keep_showing(peer, averager, trainer, config), _keep_measuring(peer, averager, trainer)
+        )
     user.progress = None
     over = averager.finished and not user.stop.is_set()
     if over:
@@ -249,8 +246,8 @@ async def _take_part(
     return exit_code
 
 
-def _state_digest(trainer: Trainer) -> bytes:
-    return PieceList.of(trainer.anchor_P, trainer.momentum_P).digest
+async def _state_digest(trainer: Trainer) -> bytes:
+    return (await asyncio.to_thread(PieceList.of, trainer.anchor_P, trainer.momentum_P)).digest
 
 
 async def _validate(peer: Peer, trainer: Trainer) -> None:

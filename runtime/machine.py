@@ -6,11 +6,13 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 
 from runtime.pausing import Look
 
+SUPPLIES = Path("/sys/class/power_supply")
 # Of best effort the lowest. Idle is lower still, but on a busy disk it could keep this process from its own code.
 LOWEST_BEST_EFFORT = 7
 
@@ -62,10 +64,14 @@ def minute_now() -> int:
 
 
 def wait_with_io() -> None:
-    """Read and write after other programs, in this thread and what it begins from now on. Linux alone has it."""
+    """Read and write after other programs, in this thread and what it begins from now on. Linux alone has it.
+
+    Never raises the priority of what was started with a lower one.
+    """
     if sys.platform == "linux":
         with suppress(psutil.Error, OSError):
-            psutil.Process().ionice(psutil.IOPRIO_CLASS_BE, LOWEST_BEST_EFFORT)
+            if (process := psutil.Process()).ionice().ioclass != psutil.IOPRIO_CLASS_IDLE:
+                process.ionice(psutil.IOPRIO_CLASS_BE, LOWEST_BEST_EFFORT)
 
 
 # The training thread alone, not the process: beside three busy programs on two cores an event loop woke up to 4 ms late
@@ -82,13 +88,15 @@ def wait_with_work(nice: int) -> None:
 
 
 def _spent(processes: list[psutil.Process]) -> Spent:
-    times = psutil.cpu_times()
+    times: dict[str, float] = {}
+    with suppress(psutil.Error, OSError):
+        times = psutil.cpu_times()._asdict()
     # What virtual machines use is in `user` already.
-    every = {name: value for name, value in times._asdict().items() if not name.startswith("guest")}
+    every = {name: value for name, value in times.items() if not name.startswith("guest")}
     idle_s = sum(every.get(name, 0.0) for name in ("idle", "iowait", "steal"))
     all_s, own_s = sum(every.values()), 0.0
     for process in processes:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             own = process.cpu_times()
             own_s += own.user + own.system
     return Spent(all_s, all_s - idle_s, own_s)
@@ -97,12 +105,21 @@ def _spent(processes: list[psutil.Process]) -> Spent:
 def _resident(processes: list[psutil.Process]) -> int:
     total = 0
     for process in processes:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):
             total += process.memory_info().rss
     return total
 
 
 def _on_battery() -> bool:
     """False where there is none, or where that is not known."""
-    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    return battery is not None and battery.power_plugged is False
+    with suppress(psutil.Error, OSError):
+        if hasattr(psutil, "sensors_battery") and (battery := psutil.sensors_battery()) is not None:
+            return battery.power_plugged is False and _has_own_battery()
+    return False
+
+
+def _has_own_battery() -> bool:
+    """psutil takes a wireless mouse's for one on which the machine runs; Linux says whose each is."""
+    supplies = SUPPLIES.iterdir() if sys.platform == "linux" else ()
+    scopes = [one / "scope" for one in supplies if one.name.startswith("BAT") or "battery" in one.name.lower()]
+    return not scopes or not all(scope.exists() and scope.read_text().strip() == "Device" for scope in scopes)

@@ -57,6 +57,7 @@ class Peer:
         self._direct = DirectTransport(self.identity, self._relayed, BULK)
         self.transport: Transport = CappedTransport(self._direct, LARGE, lambda: user.limits.caps)
         self.run_id = ""
+        self._stack: AsyncExitStack
         self.log: EventLog
         self.mesh: Mesh
         self._history: History
@@ -69,6 +70,8 @@ class Peer:
         self._first_answers: asyncio.Task[None]
         self._reach_told = (True, True)
         self._meets = False
+        self._beside = list[asyncio.Task[None]]()
+        """What ends one of them with an error ends the peer."""
 
     @classmethod
     async def go_online(cls, stack: AsyncExitStack, user: User, bootstrap: tuple[str, ...]) -> "Peer":
@@ -92,21 +95,28 @@ class Peer:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
         discovery = await DhtDiscovery.create(p2pd, bootstrap)
         stack.push_async_callback(discovery.close)
-        stack.push_async_callback(end, asyncio.create_task(discovery.keep_looking()))
         peer = cls(user, p2pd, discovery, metrics)
+        peer._begin(stack, discovery.keep_looking())
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
         await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
         stack.push_async_callback(peer._direct.close)
         await p2pd.serve(DIALBACK_PROTOCOL, Dialback(peer._direct.answers).serve)
         await peer.transport.serve(RATE_PROTOCOL, RateServer().serve)
         peer._reach = Reaching(p2pd, peer._direct, peer._relayed)
-        peer._first_answers = asyncio.create_task(peer._reach.ask(await p2pd.connected_peers()))
-        stack.push_async_callback(end, peer._first_answers)
+        peer._first_answers = peer._begin(stack, peer._reach.ask(await p2pd.connected_peers()))
         return peer
+
+    def _begin(self, stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do ``work`` beside everything else, until ``stack`` is undone."""
+        task = asyncio.create_task(work)
+        self._beside.append(task)
+        stack.push_async_callback(end, task)
+        return task
 
     def enter(self, stack: AsyncExitStack, run_id: str) -> None:
         """Be one of the run's peers, without a state of it as yet."""
-        self.run_id, self.user.peer, self.user.has_entered = run_id, self.identity.peer, True
+        self._stack, self.run_id = stack, run_id
+        self.user.peer, self.user.has_entered = self.identity.peer, True
         if self.metrics is not None:
             self.metrics.enter(run_id, self.identity.peer)
         try:
@@ -143,7 +153,7 @@ class Peer:
         """From now on this peer is in the run's table, and linked with all the others."""
         self._meets = True
         for work in (self._meet(), self._keep_reachable()):
-            stack.push_async_callback(end, asyncio.create_task(work))
+            self._begin(stack, work)
 
     async def _meet(self) -> None:
         # Where this peer cannot be dialled nobody is to try: each would wait for seconds.
@@ -175,7 +185,7 @@ class Peer:
         if self._feed is not None:
             self._feed.tell(event)
         if kind == "joined" and self._history.outer_step < event["outer_step"]:
-            self._learning = asyncio.create_task(self._learn_past())
+            self._begin(self._stack, self._learn_past())
         if kind == "member_down" and not event["reason"].startswith("left"):
             self._direct.drop(event["member"])
         if kind in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
@@ -202,25 +212,31 @@ class Peer:
         self.log.report("started", schema=SCHEMA, protocol=PROTOCOL_VERSION)
         self._feed = Feed(self.identity.peer, self.run_id, manifest.sealed, self._history, doing)
         await self.transport.serve(WATCH_PROTOCOL, self._feed.serve)
-        stack.push_async_callback(end, asyncio.create_task(self._feed.keep_telling()))
+        self._begin(stack, self._feed.keep_telling())
 
-    async def until_leaving(self, work: Coroutine[Any, Any, T]) -> T | None:
+    async def until_leaving(self, work: Coroutine[Any, Any, T], *beside: Coroutine[Any, Any, None]) -> T | None:
         """The result of ``work``, or None if the user wants the peer to leave before it ends.
 
-        Raises: NetworkError if the network underneath has failed.
+        Args: beside is done meanwhile.
+        Raises: NetworkError if the network underneath has failed; and whatever is raised beside.
         """
-        task = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self.user.stop.wait())
+        task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self.user.stop.wait())
         failed = asyncio.ensure_future(self._p2pd.wait_failed())
+        meanwhile = [asyncio.ensure_future(one) for one in beside]
         try:
-            await asyncio.wait([task, leaving, failed], return_when=asyncio.FIRST_COMPLETED)
+            while not (task.done() or leaving.done() or failed.done()):
+                going = [one for one in (*meanwhile, *self._beside) if not one.done()]
+                await asyncio.wait([task, leaving, failed, *going], return_when=asyncio.FIRST_COMPLETED)
+                for one in (*meanwhile, *self._beside):
+                    if one.done():
+                        one.result()
             if task.done():
                 return task.result()
             if failed.done():
                 raise NetworkError(failed.result())
             return None
         finally:
-            for one in (task, leaving, failed):
+            for one in (task, leaving, failed, *meanwhile):
                 await end(one)
 
     async def print_invite(self, others: Sequence[str] = ()) -> None:

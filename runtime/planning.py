@@ -86,16 +86,17 @@ def make_plan(
 
 def memory_needed(config: RunConfig, on_cpu: bool) -> int:
     """Bytes of the machine's memory that a peer holds, at least: what a batch needs is not in it."""
-    plan = _usual_plan(config)
+    plan = usual_plan(config)
     return round(PROCESS_BYTES + plan["host_memory_bytes"] + (plan["device_memory_bytes"] if on_cpu else 0))
 
 
 def checkpoint_needed(config: RunConfig) -> int:
     """Bytes of one checkpoint, at most."""
-    return round(_usual_plan(config)["checkpoint_bytes"]) + CHECKPOINT_HEAD_BYTES
+    return round(usual_plan(config)["checkpoint_bytes"]) + CHECKPOINT_HEAD_BYTES
 
 
-def _usual_plan(config: RunConfig) -> Plan:
+def usual_plan(config: RunConfig) -> Plan:
+    """What a peer needs of its machine is nearly the same whatever the links are, and however many there are."""
     links = [FAST_BYTES_PER_S] * USUAL_PEERS
     return make_plan(config, links, links, None)
 

@@ -64,6 +64,7 @@ class User:
         self._machine = Machine()
         self._look = Look(0)
         self._news, self._ending = asyncio.Event(), asyncio.Event()
+        self._looking: asyncio.Task[None]
 
     async def listen(self, stack: AsyncExitStack) -> None:
         """From now on they are heard, until ``stack`` is undone."""
@@ -80,8 +81,8 @@ class User:
         else:
             self.view.say("no local socket can be made here: atoll status, pause and leave do not reach this peer")
         self._take(await asyncio.to_thread(self._machine.look), loop.time())
-        looking = asyncio.create_task(self._keep_looking())
-        stack.push_async_callback(end, looking)
+        self._looking = asyncio.create_task(self._keep_looking())
+        stack.push_async_callback(end, self._looking)
 
     async def may_take_part(self) -> bool:
         """Wait while there is a reason to pause. False once the process is to end."""
@@ -89,7 +90,9 @@ class User:
         while self.paused is not None and not self._ending.is_set():
             self._news.clear()
             with self.view.pausing(self.paused):
-                await self._news.wait()
+                news = asyncio.ensure_future(self._news.wait())
+                await self._first(news)
+                await end(news)
             if self._ending.is_set():
                 self.view.say(f"goodbye: {self.stop_reason}")
         if self._ending.is_set():
@@ -106,13 +109,19 @@ class User:
         """
         task, stop = asyncio.ensure_future(taking_part), asyncio.ensure_future(self.stop.wait())
         try:
-            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            await self._first(task, stop)
             if not task.done() and not self.has_entered:
                 await end(task)
             return self.exit_code if task.cancelled() else await task
         finally:
             for one in (task, stop):
                 await end(one)
+
+    async def _first(self, *those: asyncio.Future[Any]) -> None:
+        """Wait for one of them. A peer that does not see any more what its limits ask for goes no further."""
+        await asyncio.wait([*those, self._looking], return_when=asyncio.FIRST_COMPLETED)
+        if self._looking.done():
+            self._looking.result()
 
     async def unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work``, but leave it undone once the process is to end."""

@@ -1,9 +1,15 @@
 """What a volunteer writes as limits, what it means, and when a peer pauses for it."""
 
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime import machine
 from runtime.limits import MINUTES_A_DAY, Hours, Limits, parse_hours, parse_rate, parse_size
 from runtime.machine import Spent, others_share
 from runtime.pausing import Busy, Look, reason_to_pause
@@ -133,3 +139,26 @@ def test_own_work_is_not_that_of_others() -> None:
     assert others_share(before, Spent(1020.0, 516.0, 100.0)) == pytest.approx(0.8)
     assert others_share(before, Spent(1020.0, 520.0, 60.0)) == 1.0, "a child that has ended took its time with it"
     assert others_share(before, before) == 0.0
+
+
+def test_a_mouse_that_runs_down_is_not_this_machine_on_battery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SUPPLIES", tmp_path)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: SimpleNamespace(power_plugged=False))
+    (tmp_path / "hidpp_battery_0").mkdir()
+    (tmp_path / "hidpp_battery_0" / "scope").write_text("Device\n")
+    assert not machine.Machine().look().on_battery
+    (tmp_path / "BAT0").mkdir()
+    assert machine.Machine().look().on_battery
+
+
+def test_a_machine_that_says_little_of_itself_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> object:
+        raise FileNotFoundError("/sys/class/power_supply")
+
+    for name in ("sensors_battery", "cpu_times"):
+        monkeypatch.setattr(psutil, name, missing)
+    looking = machine.Machine()
+    for _ in range(2):
+        look = looking.look()
+        assert (look.on_battery, look.others_share) == (False, 0.0)

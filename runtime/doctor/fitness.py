@@ -9,18 +9,14 @@ from runtime.doctor import packages, resources
 from runtime.doctor.check import Check, Verdict, fails
 from runtime.errors import ConfigError
 
-# What a peer needs of memory depends on how many there are, but little.
-USUAL_PEERS = 4
-
 
 def needs_of(config: RunConfig, auxiliary: bool = False) -> resources.Needs:
     """As ``atoll plan`` reckons. Imports PyTorch."""
-    from runtime.planning import make_plan
+    from runtime.planning import PROCESS_BYTES, usual_plan
 
-    # Any link will do: it says how long, not how much.
-    plan = make_plan(config, [1e6] * USUAL_PEERS, [1e6] * USUAL_PEERS, None)
+    plan = usual_plan(config)
     return resources.Needs(
-        int(plan["host_memory_bytes"]),
+        PROCESS_BYTES + int(plan["host_memory_bytes"]),
         int(plan["device_memory_bytes"]),
         int(plan["checkpoint_bytes"]),
         trains=not auxiliary,

@@ -15,10 +15,8 @@ from runtime.disk import folder_bytes
 from runtime.doctor.check import Check, failed, passed, warned
 from runtime.monitor.words import size_words
 
-# Python, PyTorch and libp2p's daemon by themselves.
-PROGRAM_BYTES = 600_000_000
-# Without a run to measure against: what a small one takes.
-SMALL_BYTES = 1_000_000_000
+# Without a run to measure against: what a small one takes, of memory with Python, PyTorch and libp2p's daemon.
+SMALL_BYTES, SMALL_MEMORY_BYTES = 1_000_000_000, 1_600_000_000
 # 2026-01-01: a clock that is behind this has lost its battery.
 EARLIEST_UNIX = 1_767_225_600.0
 CGROUP = Path("/sys/fs/cgroup")
@@ -58,10 +56,10 @@ def check_memory(memory: Memory, needs: Needs | None, device: str) -> Check:
     """The machine's, which is the device's as well where that is the processor."""
     has = f"{size_words(memory.total)}, {size_words(memory.free)} of it free"
     if needs is None:
-        if memory.total < SMALL_BYTES + PROGRAM_BYTES:
+        if memory.total < SMALL_MEMORY_BYTES:
             return warned("memory", f"{has}: little even for a small model", "close other programs, or take more")
         return passed("memory", has)
-    wanted = needs.host + PROGRAM_BYTES + (needs.device if device == "cpu" and needs.trains else 0)
+    wanted = needs.host + (needs.device if device == "cpu" and needs.trains else 0)
     words = f"{has}; this model needs about {size_words(wanted)}"
     if wanted > memory.total:
         return failed("memory", words, "take a machine with more memory, or join a run with a smaller model")

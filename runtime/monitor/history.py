@@ -127,6 +127,7 @@ class History:
         if self._path is None:
             return
         events = self.since(0)
+        self._n_lines = len(events)
         content = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         if not self._may_write(len(content)):
             return
@@ -134,7 +135,6 @@ class History:
         with suppress(OSError):
             beside.write_bytes(content)
             beside.replace(self._path)
-        self._n_lines = len(events)
 
 
 def _slim(event: Event) -> Event:
