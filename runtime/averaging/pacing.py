@@ -97,7 +97,6 @@ class Window:
         """A frame took so long to get there, by two clocks."""
         self._least_s = min(self._least_s, passage_s)
         self.queued_s = queued_s = passage_s - self._least_s
-        self._hold_bytes -= n_bytes
         if queued_s < QUEUE_S:
             more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
             # Only what is used is known to be good.
@@ -111,6 +110,7 @@ class Window:
 
     def over(self, n_bytes: int) -> None:
         """So much is not under way any more."""
+        self._hold_bytes -= n_bytes
         self.under_way -= n_bytes
         if not self.under_way:
             self._most = 0
@@ -250,6 +250,8 @@ async def send_payload(
                 window.sent(len(frame), loop.time())
                 uplink.own.sent(len(frame), loop.time())
                 sent += len(frame)
+                # Where the peer has stopped reading this waits, and nobody else is to wait for that.
+                uplink.look()
                 await stream.send(frame)
                 count(FRAME_HEADER_BYTES + len(frame))
             uplink.look()

@@ -1,8 +1,10 @@
 """Bulk leaves room for control: what is under way on a link is what it carries in the time that control may wait."""
 
 import asyncio
+import math
 import random
 from contextlib import suppress
+from typing import cast
 
 import pytest
 from virtual_clock import run_virtual
@@ -193,6 +195,53 @@ def test_what_comes_first_in_a_round_goes_first_and_who_is_held_up_holds_up_nobo
         return done
 
     assert run_virtual(main()) == ["first", "second", "slow"]
+
+
+def test_who_has_the_turn_and_a_peer_that_has_stopped_reading_holds_up_nobody() -> None:
+    class Reading:
+        """A stream to a peer that acknowledges at once, so many bytes; what comes then waits for ever."""
+
+        def __init__(self, peer: str, n_bytes: float) -> None:
+            self.peer, self._left, self._acknowledgements = peer, n_bytes, asyncio.Queue[bytes]()
+
+        async def send(self, frame: memoryview) -> None:
+            self._left -= len(frame)
+            if self._left < 0:
+                await asyncio.Event().wait()
+            self._acknowledgements.put_nowait(STAMP.pack(asyncio.get_running_loop().time()))
+
+        async def receive(self, most_bytes: int) -> bytes:
+            return await self._acknowledgements.get()
+
+    async def main() -> float:
+        uplink, loop = Uplink(), asyncio.get_running_loop()
+        # As on a fast link: windows hold more than buffers do, and it is the own link that is waited for.
+        uplink.own.bytes_per_s = 1e6
+        for peer in ("frozen", "reading"):
+            uplink.window(peer).n_bytes = MOST_WINDOW_BYTES
+        frozen, reading = (
+            asyncio.create_task(send_payload(cast(Stream, stream), given(1 << 20), uplink, Rank(turn=turn), True))
+            for turn, stream in enumerate((Reading("frozen", 2e5), Reading("reading", math.inf)))
+        )
+        await reading
+        took_s = loop.time()
+        frozen.cancel()
+        return took_s
+
+    assert run_virtual(main()) < 2.0
+
+
+def test_what_was_lost_with_its_stream_does_not_keep_a_window_large() -> None:
+    window = Window()
+    pass_through(window, 0.0, 0.0)
+    window.n_bytes = MOST_WINDOW_BYTES
+    window.sent(4 << 20, 1.0)
+    window.acknowledged(1 << 16, 3 * QUEUE_S, 1.0)
+    window.over((4 << 20) - (1 << 16))
+    assert window.n_bytes == MOST_WINDOW_BYTES / 2
+    window.sent(1 << 16, 2.0)
+    window.acknowledged(1 << 16, 3 * QUEUE_S, 2.0)
+    assert window.n_bytes == MOST_WINDOW_BYTES / 4
 
 
 def test_what_is_no_part_of_a_round_holds_none_up_and_gets_there_all_the_same() -> None:
