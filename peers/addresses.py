@@ -127,6 +127,17 @@ def tcp_endpoint(address: str) -> tuple[str, int] | None:
     return parts[2], int(parts[4])
 
 
+def is_public(address: str) -> bool:
+    """Whether it may lead here from anywhere: a name, or an IP address that is not of a network of one's own."""
+    parts = address.split("/")
+    if len(parts) < 3 or "p2p-circuit" in parts:
+        return False
+    if parts[1] in ("ip4", "ip6"):
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(parts[2]).is_global
+    return parts[1].startswith("dns")
+
+
 def seen_endpoint(encoded: bytes) -> tuple[str, int] | None:
     """IP address and port at the beginning of a binary multiaddr, as p2pd has whom it is connected with.
 

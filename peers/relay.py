@@ -5,15 +5,17 @@ a run. Bulk never does, since whoever cannot be dialled reduces nothing, and a s
 """
 
 import asyncio
+import functools
 import hashlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from peers.addresses import MARK
+from peers.addresses import is_public
 from peers.daemon import end_tasks
 from peers.errors import NetworkError, PeerError, StreamClosed, Unreachable
 from peers.identity import Identity, is_peer_id
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 RELAY_PROTOCOL, RELAYED_PROTOCOL = "atoll-relay-1", "atoll-relayed-1"
 MAX_HEADER_BYTES = 256
 MAX_FRAME_BYTES = (1 << 18) + TAG_BYTES
-# A dial across the world is over by then. Who says itself that it cannot be dialled may still be next door.
+# A dial across the world is over by then. Who has no public address may still be next door.
 DIAL_S, NEXT_DOOR_S = 2.0, 0.3
 LOOK_S = 0.1
 TUNNEL_TIMEOUT_S = 3.0
@@ -34,8 +36,12 @@ TUNNEL_TIMEOUT_S = 3.0
 MOST_ASKED = 4
 # Passed on at the same time: each pair of peers that cannot dial each other takes two.
 MOST_RELAYED, MOST_RELAYED_PER_PEER = 1024, 256
-# Of one stream, each way: heartbeats are 0.2 kB/s, and a round of 256 members some 20 kB of them at once.
-BYTES_PER_S, BURST_BYTES = 1 << 16, 1 << 20
+# Of what one peer sends, and of all that is passed on: heartbeats are 0.2 kB/s on each stream, and a round of 256
+# members some 20 kB at once.
+PEER_BYTES_PER_S, PEER_BURST_BYTES = 1 << 17, 1 << 20
+BYTES_PER_S, BURST_BYTES = 1 << 20, 1 << 22
+# Control has a heartbeat each half second: where nothing moves so long nobody is waiting.
+QUIET_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,25 @@ class Connected(Transport, Protocol):
     """A transport that knows to whom it has a connection."""
 
     async def connected_peers(self) -> tuple[str, ...]: ...
+
+
+class Bucket:
+    """So many bytes a second, and some at once after a rest: for all streams together, however many there are."""
+
+    def __init__(self, bytes_per_s: float, burst_bytes: float) -> None:
+        self._bytes_per_s, self._burst_s = bytes_per_s, burst_bytes / bytes_per_s
+        self._free_at = -math.inf
+
+    async def take(self, n_bytes: int) -> None:
+        """Return when so many bytes may pass."""
+        now = asyncio.get_running_loop().time()
+        self._free_at = max(self._free_at, now - self._burst_s) + n_bytes / self._bytes_per_s
+        if self._free_at > now:
+            await asyncio.sleep(self._free_at - now)
+
+    def is_full(self, now: float) -> bool:
+        """Whether it is as good as a new one."""
+        return self._free_at <= now - self._burst_s
 
 
 class RelayedTransport:
@@ -75,6 +100,9 @@ class RelayedTransport:
         self._handlers: dict[str, StreamHandler] = {}
         self._relayed: set[str] = set()
         self._serving: Counter[str] = Counter()
+        """How many streams are passed on for each that asked."""
+        self._passed = Bucket(BYTES_PER_S, BURST_BYTES)
+        self._passed_of: dict[str, Bucket] = {}
 
     @property
     def peer(self) -> str:
@@ -113,33 +141,37 @@ class RelayedTransport:
             return await self._transport.open(peer, addresses, protocol)
         if not self._candidates(peer):
             return await self._transport.open(peer, addresses, protocol)
-        dialling: asyncio.Task[Stream] | None = asyncio.create_task(self._transport.open(peer, addresses, protocol))
-        assert dialling is not None
-        unused: list[Stream] = []
+        dialling = asyncio.create_task(self._transport.open(peer, addresses, protocol))
+        kept: Stream | None = None
         try:
-            await self._wait(dialling, peer, addresses)
-            if not _has_stream(dialling):
-                if await self._is_connected(peer):
-                    # It has dialled this peer meanwhile.
-                    self._relayed.discard(peer)
-                    return await self._transport.open(peer, (), protocol)
-                if (through := await self._open_through(peer, protocol)) is not None:
-                    unused.append(through)
-            if unused and not _has_stream(dialling):
-                self._relayed.add(peer)
-                return unused.pop()
-            stream = await dialling
-            self._relayed.discard(peer)
-            dialling = None
-            return stream
+            kept = await self._quicker(dialling, peer, addresses, protocol)
+            return kept
         finally:
-            if dialling is not None:
-                if not dialling.done():
-                    await end_tasks([dialling])
-                if _has_stream(dialling):
-                    unused.append(dialling.result())
-            for stream in unused:
-                stream.close()
+            # Nothing is awaited here, where a cancellation would leave what is kept open.
+            dialling.add_done_callback(functools.partial(_close_unless, kept))
+            dialling.cancel()
+
+    async def _quicker(
+        self, dialling: "asyncio.Task[Stream]", peer: str, addresses: Sequence[str], protocol: str
+    ) -> Stream:
+        """What the dial brings, or the stream through another if that is there before.
+
+        Raises: Unreachable.
+        """
+        await self._wait(dialling, peer, addresses)
+        if not _has_stream(dialling):
+            if await self._is_connected(peer):
+                # It has dialled this peer meanwhile.
+                self._relayed.discard(peer)
+                return await self._transport.open(peer, (), protocol)
+            if (through := await self._open_through(peer, protocol)) is not None:
+                if not _has_stream(dialling):
+                    self._relayed.add(peer)
+                    return through
+                through.close()
+        stream = await dialling
+        self._relayed.discard(peer)
+        return stream
 
     async def close(self) -> None:
         """The transport below is its owner's to close."""
@@ -148,7 +180,7 @@ class RelayedTransport:
         """Until the dial is over, or the peer connected another way, or it is time to ask others."""
         loop = asyncio.get_running_loop()
         # Where only one of two cannot be dialled, it will dial the other.
-        near = self.hidden and not any(MARK in address for address in addresses)
+        near = self.hidden and not any(is_public(address) for address in addresses)
         until = loop.time() + (NEXT_DOOR_S if near or peer in self._relayed else DIAL_S)
         while not dialling.done() and (left_s := until - loop.time()) > 0:
             await asyncio.wait([dialling], timeout=min(left_s, LOOK_S))
@@ -198,18 +230,58 @@ class RelayedTransport:
             return
         if wanted.protocol in self._bulk or self._serving.total() >= MOST_RELAYED:
             return
-        if self._serving[stream.peer] >= MOST_RELAYED_PER_PEER or not await self._is_connected(wanted.peer):
+        if self._serving[stream.peer] >= MOST_RELAYED_PER_PEER:
             return
+        # Counted before the first wait: what others ask for meanwhile is to find it.
         self._serving[stream.peer] += 1
         try:
-            onward = await self._transport.open(wanted.peer, (), RELAYED_PROTOCOL)
-            try:
-                await onward.send(HEADER.encode(Through(stream.peer, wanted.protocol)))
-                await _carry(stream, onward)
-            finally:
-                onward.close()
+            if await self._is_connected(wanted.peer):
+                onward = await self._transport.open(wanted.peer, (), RELAYED_PROTOCOL)
+                try:
+                    await onward.send(HEADER.encode(Through(stream.peer, wanted.protocol)))
+                    await self._carry(stream, onward)
+                finally:
+                    onward.close()
         finally:
             self._serving[stream.peer] -= 1
+            if not self._serving[stream.peer]:
+                del self._serving[stream.peer]
+
+    async def _carry(self, one: Stream, other: Stream) -> None:
+        """Frames both ways, until either end is over or neither has anything to say."""
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_S) as quiet:
+
+                def moved() -> None:
+                    if not quiet.expired():
+                        quiet.reschedule(loop.time() + QUIET_S)
+
+                both = ((one, other), (other, one))
+                ways = [asyncio.create_task(self._carry_one_way(*ends, moved)) for ends in both]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    await end_tasks(ways)
+
+    async def _carry_one_way(self, source: Stream, sink: Stream, moved: Callable[[], None]) -> None:
+        with suppress(PeerError):
+            while True:
+                frame = await source.receive(MAX_FRAME_BYTES)
+                moved()
+                # First its own: what one has to wait for takes nothing from the others.
+                await self._bucket(source.peer).take(len(frame))
+                await self._passed.take(len(frame))
+                await sink.send(frame)
+                moved()
+
+    def _bucket(self, peer: str) -> Bucket:
+        """Of what this peer sends, on streams that it or another has asked for."""
+        if peer not in self._passed_of:
+            now = asyncio.get_running_loop().time()
+            self._passed_of = {other: one for other, one in self._passed_of.items() if not one.is_full(now)}
+            self._passed_of[peer] = Bucket(PEER_BYTES_PER_S, PEER_BURST_BYTES)
+        return self._passed_of[peer]
 
     async def _accept(self, stream: Stream) -> None:
         through = await _header(stream)
@@ -238,23 +310,6 @@ def _has_stream(dialling: "asyncio.Task[Stream]") -> bool:
     return dialling.done() and not dialling.cancelled() and dialling.exception() is None
 
 
-async def _carry(one: Stream, other: Stream) -> None:
-    """Frames both ways, until either end is over."""
-    ways = [asyncio.create_task(_carry_one_way(*ends)) for ends in ((one, other), (other, one))]
-    try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await end_tasks(ways)
-
-
-async def _carry_one_way(source: Stream, sink: Stream) -> None:
-    loop = asyncio.get_running_loop()
-    free_at = loop.time()
-    with suppress(PeerError):
-        while True:
-            frame = await source.receive(MAX_FRAME_BYTES)
-            # What a burst leaves free fills up again with time.
-            free_at = max(free_at, loop.time() - BURST_BYTES / BYTES_PER_S) + len(frame) / BYTES_PER_S
-            if free_at > loop.time():
-                await asyncio.sleep(free_at - loop.time())
-            await sink.send(frame)
+def _close_unless(kept: Stream | None, dialling: "asyncio.Task[Stream]") -> None:
+    if _has_stream(dialling) and dialling.result() is not kept:
+        dialling.result().close()
