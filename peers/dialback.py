@@ -4,10 +4,12 @@ So nobody can be made to dial a third one. Who asks names ports only, those that
 """
 
 import asyncio
+import ipaddress
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from peers.errors import ProtocolViolation, Unreachable
@@ -65,8 +67,13 @@ class Reach:
     direct: bool
     port: int
     """At which p2pd answered, 0 if it did not."""
-    host: str = ""
-    """At which address, where they agree on it."""
+    hosts: tuple[str, ...] = ()
+    """At which addresses they see it: one where most agree."""
+
+    @property
+    def host(self) -> str:
+        """The address on which they agree, empty where they do not."""
+        return self.hosts[0] if len(self.hosts) == 1 else ""
 
     @property
     def dialable(self) -> bool:
@@ -75,17 +82,25 @@ class Reach:
 
 
 def reach_of(answers: Iterable[Seen]) -> Reach | None:
-    """What holds for all who answered: one who sits behind the same router says nothing of the others.
+    """What more than half of those who answered found: one may lie, or sit behind a firewall that lets it dial nobody.
+
+    Where some see the peer at a public address these alone count: whoever is behind the same router knows no better.
 
     None if nobody has answered.
     """
     seen = list(answers)
+    seen = [one for one in seen if ipaddress.ip_address(one.host).is_global] or seen
     if not seen:
         return None
-    hosts = {one.host for one in seen}
-    ports = [port for port in seen[0].ports if all(port in one.ports for one in seen)]
-    host = hosts.pop() if len(hosts) == 1 else ""
-    return Reach(all(one.direct for one in seen), ports[0] if ports else 0, host)
+
+    def most(n_found: int) -> bool:
+        return 2 * n_found > len(seen)
+
+    ports = [port for port, n_found in Counter(port for one in seen for port in one.ports).items() if most(n_found)]
+    hosts = Counter(one.host for one in seen)
+    agreed = [host for host, n_found in hosts.items() if most(n_found)]
+    direct = most(sum(one.direct for one in seen))
+    return Reach(direct, ports[0] if ports else 0, tuple(agreed or sorted(hosts)))
 
 
 class Dialback:
@@ -150,7 +165,7 @@ class Dialback:
 
 
 async def ask_dialback(transport: Transport, peer: str, ask: Ask) -> Seen:
-    """What a connected peer sees of this one; within some 9 s.
+    """What a connected peer sees of this one, its host an IP address, its ports some of those asked; within some 9 s.
 
     Raises: PeerError, Unreachable also if it refuses or does not answer.
     """
@@ -165,10 +180,23 @@ async def ask_dialback(transport: Transport, peer: str, ask: Ask) -> Seen:
         stream.close()
     match answer:
         case Seen():
-            return answer
+            return _checked(answer, peer, ask)
         case Refused(reason):
             raise Unreachable(peer, reason)
     raise ProtocolViolation(peer, "an answer was due")
+
+
+def _checked(seen: Seen, peer: str, ask: Ask) -> Seen:
+    """Raises: ProtocolViolation if it is no answer to this question: this peer would tell others to dial it."""
+    try:
+        address = ipaddress.ip_address(seen.host)
+    except ValueError:
+        raise ProtocolViolation(peer, "says that it sees this peer at what is no IP address") from None
+    if "%" in seen.host or address.is_unspecified or address.is_multicast or not 0 < seen.port < 1 << 16:
+        raise ProtocolViolation(peer, "says that it sees this peer where nobody can be")
+    if not set(seen.ports) <= set(ask.ports) or (seen.direct and not ask.direct):
+        raise ProtocolViolation(peer, "says that it has dialled a port that it was not asked to dial")
+    return replace(seen, host=str(address), ports=tuple(dict.fromkeys(seen.ports)))
 
 
 async def _speaks_libp2p(host: str, port: int) -> bool:

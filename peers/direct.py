@@ -109,15 +109,16 @@ class DirectTransport:
 
         Without the latter where others have found that it cannot be: each would wait for seconds to find it anew.
         """
-        addresses, reach = await self._p2pd.addresses(), self.reach
-        if reach is not None and reach.port and reach.host:
-            # Where a router passes on what comes, p2pd may not know its address.
-            kind = "ip6" if ":" in reach.host else "ip4"
-            addresses = tuple(dict.fromkeys((f"/{kind}/{reach.host}/tcp/{reach.port}/p2p/{self.peer}", *addresses)))
-        if self._server is None or (reach is not None and not reach.direct):
-            return addresses[:MOST_ADDRESSES]
-        direct = (direct_address(address, self._port) for address in addresses)
-        return (*addresses[:MOST_ADDRESSES], *list(dict.fromkeys(one for one in direct if one))[:MOST_ADDRESSES])
+        reach = self.reach or Reach(direct=True, port=0)
+        # Where a router passes on what comes, p2pd may not know its address.
+        kinds = {host: "ip6" if ":" in host else "ip4" for host in reach.hosts}
+        outside = [f"/{kind}/{host}/tcp/{reach.port}/p2p/{self.peer}" for host, kind in kinds.items()]
+        addresses = list(dict.fromkeys((*(outside if reach.port else ()), *await self._p2pd.addresses())))
+        if self._server is None or not reach.direct:
+            return tuple(addresses[:MOST_ADDRESSES])
+        # There too where the router passes on this port and not p2pd's.
+        direct = dict.fromkeys(direct_address(address, self._port) for address in (*outside, *addresses))
+        return (*addresses[:MOST_ADDRESSES], *[one for one in direct if one][:MOST_ADDRESSES])
 
     @property
     def port(self) -> int:

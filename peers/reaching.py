@@ -5,11 +5,12 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from peers.addresses import tcp_endpoint
+from peers.daemon import end_tasks
 from peers.dialback import MOST_PORTS, Ask, Reach, Seen, ask_dialback, reach_of
 from peers.direct import DirectTransport
-from peers.errors import NetworkError, PeerError
-from peers.p2pd import P2pdTransport
+from peers.errors import NetworkError, PeerError, ProtocolViolation
 from peers.relay import RelayedTransport
+from peers.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,10 @@ FIRST_S = 4.0
 class Reaching:
     """Args: the transports of one peer, lowest first; what is found is told to the upper ones."""
 
-    def __init__(self, p2pd: P2pdTransport, direct: DirectTransport, relayed: RelayedTransport) -> None:
+    def __init__(self, p2pd: Transport, direct: DirectTransport, relayed: RelayedTransport) -> None:
         self.changed: Callable[[Reach | None], object] = lambda reach: None
+        self.strike: Callable[[str, str], object] = lambda peer, reason: None
+        """Called with a peer that answers as no honest one does, and why."""
         self._p2pd, self._direct, self._relayed = p2pd, direct, relayed
         self._answers: dict[str, tuple[float, Seen]] = {}
 
@@ -47,10 +50,11 @@ class Reaching:
         except NetworkError:
             return
         asking = [asyncio.create_task(self._ask(peer, question)) for peer in peers[:ENOUGH]]
-        if asking:
-            await asyncio.wait(asking, timeout=FIRST_S)
-        for task in asking:
-            task.cancel()
+        try:
+            if asking:
+                await asyncio.wait(asking, timeout=FIRST_S)
+        finally:
+            await end_tasks(asking)
         self._decide()
 
     async def run(self, members: Callable[[], Collection[str]]) -> None:
@@ -61,15 +65,19 @@ class Reaching:
             await asyncio.sleep(LOOK_S if self._answers else FIRST_LOOK_S)
             now = loop.time()
             old = [peer for peer in self._answers if self._is_old(peer, now)]
-            there = [peer for peer in members() if peer not in self._relayed.relayed]
-            fresh = [peer for peer in there if peer not in self._answers and now > vain.get(peer, now - 1)]
+            relayed = self._relayed.relayed
+            there = [peer for peer in members() if peer not in relayed and now > vain.get(peer, now - 1)]
+            fresh = [peer for peer in there if peer not in self._answers]
             wanted = [peer for peer in old if peer in there]
             wanted += fresh[: max(0, ENOUGH - len(self._answers) + len(old) - len(wanted))]
             if not wanted:
                 continue
             await self.ask(wanted)
             for peer in wanted:
-                vain[peer] = now + AGAIN_S
+                if peer not in self._answers:
+                    vain[peer] = now + AGAIN_S
+                elif self._is_old(peer, now):
+                    vain[peer] = now + AGAIN_IF_NOT_S
             for peer in old:
                 if self._is_old(peer, now) and len(self._answers) > 1:
                     # It is gone, or says nothing any more.
@@ -90,6 +98,8 @@ class Reaching:
         try:
             seen = await ask_dialback(self._p2pd, peer, question)
         except PeerError as error:
+            if isinstance(error, ProtocolViolation):
+                self.strike(peer, error.reason)
             logger.debug("reach_not_told", extra={"peer": peer, "reason": error.reason})
             return
         self._answers[peer] = asyncio.get_running_loop().time(), seen

@@ -163,7 +163,7 @@ class Peer:
     async def _keep_reachable(self) -> None:
         """Find out, and find out again, whether others can dial this peer."""
         await self._first_answers
-        self._reach.changed = self._on_reach
+        self._reach.changed, self._reach.strike = self._on_reach, self._strike
         self._on_reach(self._reach.found)
         await self._reach.run(self.mesh.members)
 

@@ -34,7 +34,7 @@ from runtime.errors import ConfigError
 
 GB = 10**9
 NEEDS = Needs(host=4 * GB, device=8 * GB, checkpoint=3 * GB)
-OWN, HOME, OUTSIDE = "10.0.0.5", "192.168.1.2", "203.0.113.7"
+OWN, HOME, OUTSIDE, PUBLIC = "10.0.0.5", "192.168.1.2", "203.0.113.7", "1.1.1.1"
 
 
 def verdict(check: Check | None) -> str:
@@ -191,27 +191,46 @@ def test_the_clock_is_that_of_most_members(skew_s: float, expected: str) -> None
     assert verdict(check_clock([])) == "warn"
 
 
-def test_what_all_who_answer_can_dial_is_reached() -> None:
-    assert reach_of([]) is None
-    both = reach_of([seen(), seen()])
-    assert both == Reach(True, 4001, OUTSIDE)
-    assert both.dialable
-    near = seen(HOME)
-    far = seen(direct=False, ports=())
-    assert reach_of([near, far]) == Reach(False, 0, "")
-    one_port = reach_of([seen(direct=False)])
-    assert one_port is not None
-    assert one_port.dialable
+HIDDEN = seen(direct=False, ports=())
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([], None),
+        ([seen(), seen()], Reach(True, 4001, (OUTSIDE,))),
+        ([seen(), HIDDEN], Reach(False, 0, (OUTSIDE,))),
+        # One has a firewall of its own, or lies.
+        ([seen(), HIDDEN, seen()], Reach(True, 4001, (OUTSIDE,))),
+        ([HIDDEN, seen(), HIDDEN], Reach(False, 0, (OUTSIDE,))),
+        ([seen(), seen("192.0.2.1"), seen()], Reach(True, 4001, (OUTSIDE,))),
+        ([seen(), seen("192.0.2.1")], Reach(True, 4001, ("192.0.2.1", OUTSIDE))),
+        # Neighbours behind the same router, even two of three.
+        ([seen(HOME), seen(HOME), seen(PUBLIC, direct=False, ports=())], Reach(False, 0, (PUBLIC,))),
+        ([seen(HOME), seen(PUBLIC), seen(PUBLIC)], Reach(True, 4001, (PUBLIC,))),
+        ([seen(direct=False)], Reach(False, 4001, (OUTSIDE,))),
+    ],
+)
+def test_what_most_of_those_outside_can_dial_is_reached(answers: list[Seen], expected: Reach | None) -> None:
+    assert reach_of(answers) == expected
+
+
+def test_one_port_is_enough_and_two_addresses_are_no_agreement() -> None:
+    assert Reach(True, 0).dialable
+    assert Reach(False, 4001).dialable
+    assert not Reach(False, 0).dialable
+    assert Reach(True, 4001, (OUTSIDE,)).host == OUTSIDE
+    assert Reach(True, 4001, (OWN, OUTSIDE)).host == ""
 
 
 @pytest.mark.parametrize(
     ("reach", "expected", "word"),
     [
         (None, "warn", "could be asked"),
-        (Reach(True, 4001, OUTSIDE), "pass", "ports 4001 and 4002"),
-        (Reach(False, 4001, OUTSIDE), "warn", "but not 4002"),
-        (Reach(True, 0, OUTSIDE), "warn", "but not 4001"),
-        (Reach(False, 0, OUTSIDE), "warn", "nobody can dial"),
+        (Reach(True, 4001, (OUTSIDE,)), "pass", "ports 4001 and 4002"),
+        (Reach(False, 4001, (OUTSIDE,)), "warn", "but not 4002"),
+        (Reach(True, 0, (OUTSIDE,)), "warn", "but not 4001"),
+        (Reach(False, 0, (OUTSIDE,)), "warn", "nobody can dial"),
     ],
 )
 def test_reach_in_words(reach: Reach | None, expected: str, word: str) -> None:
@@ -253,6 +272,13 @@ def test_what_fails_stops_a_join_and_what_warns_is_said() -> None:
     assert warnings_of([fine, doubtful]) == ["note: b: low; mend it"]
     with pytest.raises(ConfigError, match="not fit for it: c: gone; take another"):
         warnings_of([doubtful, broken])
+
+
+def test_what_others_say_moves_no_cursor_and_makes_no_line() -> None:
+    check = warned("rate", "not measured: busy\npass  \x1b[32mrate", "wait\r")
+    assert str(check).splitlines()[0] == "warn  rate        not measured: busy?pass  ?[32mrate"
+    assert len(str(check).splitlines()) == 2
+    assert check.sentence() == "rate: not measured: busy?pass  ?[32mrate; wait?"
 
 
 def test_a_machine_is_looked_at_without_any_run(tmp_path: Path) -> None:

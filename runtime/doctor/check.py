@@ -4,6 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from runtime.monitor.words import plain
+
+# Some words are what members say: nothing of theirs moves a cursor, or makes a line of its own.
+MOST_CHARACTERS = 2000
+
 
 class Verdict(StrEnum):
     PASS = "pass"
@@ -22,12 +27,12 @@ class Check:
     """What to do, exactly; empty where there is nothing to mend."""
 
     def __str__(self) -> str:
-        line = f"{self.verdict}  {self.name:<12}{self.words}"
-        return f"{line}\n      {'':<12}fix: {self.fix}" if self.fix else line
+        line = plain(f"{self.verdict}  {self.name:<12}{self.words}", MOST_CHARACTERS)
+        return f"{line}\n      {'':<12}fix: {plain(self.fix, MOST_CHARACTERS)}" if self.fix else line
 
     def sentence(self) -> str:
         """In one line, for whoever did not ask."""
-        return f"{self.name}: {self.words}" + (f"; {self.fix}" if self.fix else "")
+        return plain(f"{self.name}: {self.words}" + (f"; {self.fix}" if self.fix else ""), MOST_CHARACTERS)
 
 
 def passed(name: str, words: str) -> Check:
