@@ -39,6 +39,8 @@ IDLE_S = 60.0
 MOST_CONNECTIONS = 32
 MOST_STRANGERS = 128
 MAX_PROTOCOL_BYTES = 64
+# Of whom addresses are kept, beside those with a connection: a run of 256 has room to change.
+MOST_KNOWN = 1024
 # Of each kind; a record has room for both.
 MOST_ADDRESSES = 8
 
@@ -128,9 +130,14 @@ class DirectTransport:
     def know(self, peer: str, addresses: Sequence[str]) -> None:
         """Where the peer can be dialled by its latest word, which may be nowhere."""
         direct = tuple(address for address in addresses if MARK in address)
-        if self._known.get(peer, ()) != direct:
+        if self._known.pop(peer, ()) != direct:
             self._not_before.pop(peer, None)
         self._known[peer] = direct
+        if len(self._known) > MOST_KNOWN:
+            # Of whom nothing was heard for longest.
+            oldest = next((other for other in self._known if other not in self._open), peer)
+            for table in (self._known, self._not_before, self._kinds):
+                table.pop(oldest, None)
 
     async def answers(self, peer: str, host: str, port: int) -> bool:
         """Whether the peer itself answers there."""
@@ -157,7 +164,7 @@ class DirectTransport:
 
     async def open(self, peer: str, addresses: Sequence[str], protocol: str) -> Stream:
         """See ``peers.transport.Transport``. Bounded by 8 s."""
-        if addresses:
+        if addresses and protocol in self._bulk:
             self.know(peer, addresses)
         if protocol in self._bulk and (connection := await self._connection(peer)) is not None:
             stream = DirectStream(connection)
@@ -267,8 +274,10 @@ class DirectTransport:
 
         def lost() -> None:
             self._open.get(peer, set()).discard(connection)
-            idle = [(since, other) for since, other in self._idle.get(peer, []) if other is not connection]
-            self._idle[peer] = idle
+            self._idle[peer] = [one for one in self._idle.get(peer, []) if one[1] is not connection]
+            for table in (self._open, self._idle):
+                if not table.get(peer):
+                    table.pop(peer, None)
 
         connection.freed, connection.lost = freed, lost
 
@@ -310,6 +319,8 @@ class DirectTransport:
             connection.abort("over")
             if counted:
                 self._accepted[counted] -= 1
+                if not self._accepted[counted]:
+                    del self._accepted[counted]
 
     async def _greet(self, connection: Connection) -> str:
         nonce = os.urandom(NONCE_BYTES)

@@ -188,6 +188,13 @@ class Membership:
         """The linked peers, sorted by id, with the last status of each."""
         return {peer: link.status for peer, link in sorted(self._links.items()) if link.sending and link.status}
 
+    def is_up(self, peer: str) -> bool:
+        return peer in self._links and self._links[peer].up
+
+    def addresses_of(self, peer: str) -> Addresses:
+        """Where the peer said last that it can be dialled."""
+        return self._links[peer].addresses if peer in self._links else ()
+
     def addresses(self) -> tuple[str, ...]:
         """Where the peers that were heard last said that they can be dialled, the linked ones first."""
         links = sorted(self._links.values(), key=lambda link: (not link.up, -link.last_heard))

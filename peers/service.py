@@ -106,7 +106,10 @@ class Mesh:
         self.peer = identity.peer
         self.listener: Callable[[MeshEvent], None] = lambda event: None
         self.met: Callable[[str, Addresses], object] = lambda peer, addresses: None
-        """Called with where a peer can be dialled, each time that it says so."""
+        """Called with where a linked peer can be dialled, when it is linked and each time that it says so.
+
+        With nobody else: a stranger can tell of any number of peers.
+        """
         self.other_version: Callable[[str, int], object] = lambda peer, version: None
         """Called once with each peer that speaks another protocol version: it is no member, and no offender."""
         self.bytes_sent = 0
@@ -128,7 +131,7 @@ class Mesh:
             peer = address.rpartition("/p2p/")[2]
             self._known[peer] = (*self._known.get(peer, ()), address)
         self._over = self._leaving = False
-        self._strangers: dict[str, int] = {}
+        self._strangers: set[str] = set()
         self._announce_now = asyncio.Event()
 
     def members(self) -> dict[str, Status]:
@@ -223,20 +226,30 @@ class Mesh:
             # Until somebody is found this is all that there is to do.
             await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
 
-    def _meet(self, record: bytes) -> None:
-        """Take a record that may be news; an older one than is known is not, whoever introduces with it."""
+    def _meet(self, record: bytes, sender: str = "") -> None:
+        """Take a record that may be news; an older one than is known is not, whoever introduces with it.
+
+        Unless it is ``sender``'s own: its word now, by a clock that may have been set back.
+        """
         now_unix = self._unix_time()
         read = read_record(record, self._run_id, now_unix)
         if read is None:
             return
         known, expires_at = read
         held = read_record(self._introductions.get(known.peer, b""), self._run_id, now_unix)
-        if held is not None and held[1] > expires_at:
+        if held is not None and held[1] > expires_at and known.peer != sender:
             return
-        if known.peer in self._introductions or len(self._introductions) < MOST_KNOWN:
-            self._introductions[known.peer] = record
-        self.met(known.peer, known.addresses)
+        self._introductions[known.peer] = record
+        if len(self._introductions) > MOST_KNOWN:
+            # Nobody is introduced whom this peer is not linked with.
+            others = (peer for peer in self._introductions if peer != self.peer and not self._machine.is_up(peer))
+            del self._introductions[next(others, known.peer)]
+        self._know(known)
+
+    def _know(self, known: Known) -> None:
         self._handle(known)
+        if self._machine.is_up(known.peer):
+            self.met(known.peer, known.addresses)
 
     def _introduction(self) -> Introduction:
         linked = [peer for peer in self._machine.members() if peer in self._introductions]
@@ -269,6 +282,8 @@ class Mesh:
                     self._writers[peer] = self._tasks.create_task(self._write(peer, addresses))
                 case Drop(peer):
                     self._close(peer)
+                case Up(peer):
+                    self.met(peer, self._machine.addresses_of(peer))
                 case Down(peer, _, left=False):
                     for member in self._machine.members():
                         self._enqueue(member, _OWN + CONTROL.encode(Lost(peer)))
@@ -353,8 +368,7 @@ class Mesh:
             if old := self._inbound.pop(peer, None):
                 old.close()
             self._inbound[peer] = stream
-            self.met(peer, hello.addresses)
-            self._handle(Known(peer, hello.addresses))
+            self._know(Known(peer, hello.addresses))
             self._handle(Heard(peer, hello.status))
             while self._inbound.get(peer) is stream:
                 self._dispatch(peer, await stream.receive(MAX_CONTROL_BYTES))
@@ -383,16 +397,16 @@ class Mesh:
                 known = frozenset(self._introductions.values())
                 for record in records:
                     if record not in known:
-                        self._meet(record)
+                        self._meet(record, peer)
             case Goodbye(reason):
                 self._handle(Ended(peer, f"left: {reason}", left=True))
             case _:
                 raise ProtocolViolation(peer, "a second greeting on one stream")
 
     def _refuse(self, peer: str, version: int) -> None:
-        """Whoever speaks another protocol version is told so, and this peer's log is, once."""
-        if self._strangers.get(peer) != version and len(self._strangers) < MOST_KNOWN:
-            self._strangers[peer] = version
+        """Whoever speaks another protocol version is told so; this peer's log is too, once for each peer."""
+        if peer not in self._strangers and len(self._strangers) < MOST_KNOWN:
+            self._strangers.add(peer)
             self.other_version(peer, version)
 
     async def _watch(self, stream: Stream, queue: asyncio.Queue[bytes]) -> None:

@@ -12,7 +12,7 @@ from peers import service
 from peers.identity import Identity
 from peers.membership import Down
 from peers.memory import MemoryNetwork
-from peers.messages import PROTOCOL_VERSION, RECORD, Hello, MemberRecord, Role, Status
+from peers.messages import PROTOCOL_VERSION, RECORD, Hello, Introduction, MemberRecord, Role, Status
 from peers.records import MEMBER_CONTEXT, RECORD_TTL_S
 from peers.service import Mesh
 from peers.wire import seal
@@ -158,6 +158,78 @@ def test_another_protocol_version_is_told_of_once_on_both_sides_and_is_no_offenc
         assert not ann.members()
         assert not bob.members()
         for task in running:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_whoever_greets_in_ever_another_version_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        told: list[tuple[str, int]] = []
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        bob.other_version = lambda peer, version: told.append((peer, version))
+        versions: list[int] = []
+
+        def greet(version: int, *fields: Any) -> Hello:
+            versions.append(PROTOCOL_VERSION + 1 + len(versions))
+            return replace(Hello(PROTOCOL_VERSION, RUN, ("/memory/x",), STATUS), version=versions[-1])
+
+        running = [asyncio.create_task(bob.run())]
+        monkeypatch.setattr(service, "Hello", greet)
+        running.append(asyncio.create_task(ann.run()))
+        await until(lambda: len(versions) >= 3)
+        await asyncio.sleep(0.1)
+        assert told == [(ANN.peer, PROTOCOL_VERSION + 1)]
+        for task in running:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_a_stranger_that_tells_of_any_number_of_peers_takes_no_more_room_than_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "MOST_KNOWN", 8)
+
+    async def scenario(network: MemoryNetwork) -> None:
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        met: list[str] = []
+        ann.met = lambda peer, addresses: met.append(peer)
+        made_up = [Identity.from_seed(bytes([number]) * 32) for number in range(100, 130)]
+        record = RECORD.encode(MemberRecord(RUN, ("/memory/x",), network.unix_time() + RECORD_TTL_S, left=False))
+        sealed = tuple(seal(one, MEMBER_CONTEXT, record) for one in made_up)
+        told = bob._introduction
+
+        def tell_of_many() -> Introduction:
+            return Introduction((*sealed, *told().records))
+
+        bob._introduction = tell_of_many  # type: ignore[method-assign]
+        tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
+        await until(lambda: BOB.peer in ann.members() and BOB.peer in ann._introductions)
+        # It was looked at whole, and there is room for those who are there, after it as well.
+        assert len(ann._introductions) == 8
+        assert {ANN.peer, BOB.peer} <= ann._introductions.keys()
+        assert set(met) == {BOB.peer}
+        for task in tasks:
+            task.cancel()
+
+    run(scenario)
+
+
+def test_where_a_peer_can_be_dialled_is_its_word_now_though_its_clock_was_set_back() -> None:
+    async def scenario(network: MemoryNetwork) -> None:
+        ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
+        tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
+        await until(lambda: BOB.peer in ann.members() and BOB.peer in ann._introductions and ANN.peer in bob.members())
+
+        async def moved() -> tuple[str, ...]:
+            return ("/memory/moved",)
+
+        bob._unix_time = lambda: network.unix_time() - 600
+        bob._transport.addresses = moved  # type: ignore[method-assign]
+        bob.tell_addresses()
+        await until(lambda: ann._machine.addresses_of(BOB.peer) == ("/memory/moved",))
+        for task in tasks:
             task.cancel()
 
     run(scenario)

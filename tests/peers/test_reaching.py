@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from virtual_clock import run_virtual
 
+from peers import direct
+from peers.addresses import MARK
 from peers.dialback import DIALBACK, DIALBACK_PROTOCOL, Ask, Reach, Refused, Seen, ask_dialback
 from peers.direct import DirectTransport
 from peers.errors import ProtocolViolation, Unreachable
@@ -182,3 +184,26 @@ def test_where_others_have_reached_this_peer_is_announced(
         await transport.close()
 
     asyncio.run(main())
+
+
+def test_of_however_many_one_hears_no_more_addresses_are_kept_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct, "MOST_KNOWN", 8)
+
+    async def scenario(asker: Asker) -> None:
+        transport = asker.direct
+        at = f"/ip4/127.0.0.1/tcp/1{MARK}"
+        transport.know(BOB.peer, (at + BOB.peer,))
+        for number in range(50):
+            transport.know(f"stranger {number}", (f"{at}stranger {number}",))
+            transport.know(CAT.peer, (at + CAT.peer,))
+        assert len(transport._known) == 8
+        assert CAT.peer in transport._known
+        assert BOB.peer not in transport._known
+        # Nor does a dial for control count as a word of the peer's.
+        with pytest.raises(Unreachable):
+            await transport.open(BOB.peer, (at + BOB.peer,), "control")
+        assert BOB.peer not in transport._known
+
+    run(scenario)
