@@ -1,4 +1,4 @@
-"""A peer that leads others to each other: the DHT and relaying, and neither a run's state nor PyTorch."""
+"""A peer that leads others to each other: the DHT, and neither a run's state nor PyTorch."""
 
 import asyncio
 import signal

@@ -26,7 +26,7 @@ def bootstrap(
     host: Host = "0.0.0.0",
     port: Annotated[int, typer.Option(metavar="N", help="TCP port; 0: any free one.")] = 4001,
 ) -> int:
-    """Lead peers to each other and relay for them, on a machine that is always there: no model, no PyTorch.
+    """Lead peers to each other, on a machine that is always there: no model, no PyTorch.
 
     Prints its addresses, for atoll start --bootstrap; with an INVITE also that invite with its own address in it.
     Ctrl-C ends it.
