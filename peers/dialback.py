@@ -5,6 +5,7 @@ So nobody can be made to dial a third one. Who asks names ports only, those that
 
 import asyncio
 import ipaddress
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -135,7 +136,7 @@ class Dialback:
         if seen is None:
             return Refused("it is not seen at an address of its own")
         now = asyncio.get_running_loop().time()
-        if now < self._last.get(stream.peer, now - AGAIN_S) + AGAIN_S:
+        if now < self._last.get(stream.peer, -math.inf) + AGAIN_S:
             return Refused(f"asked less than {AGAIN_S:.0f} s ago")
         if self._n_now >= MOST_AT_ONCE:
             return Refused("busy with others")

@@ -1,23 +1,29 @@
 """How fast the link to a member is, measured with little: a second or 4 MiB each way, and seldom.
 
-Whoever receives times it: what a sender has handed over may still be in buffers. A member keeps to its limits, as with
-all bulk, so a capped one measures its cap.
+Whoever receives times it, and says when it has seen enough: what a sender has handed over may be in buffers for long. A
+member keeps to its limits, as with all bulk, so a capped one measures its cap.
 """
 
 import asyncio
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
-from peers.errors import ProtocolViolation, Unreachable
+from peers.daemon import end_tasks
+from peers.errors import ProtocolViolation, StreamClosed, Unreachable
 from peers.transport import Stream, Transport
 from peers.wire import Codec, Length
 
 RATE_PROTOCOL = "atoll-rate-1"
 MAX_HEADER_BYTES = 1024
-FRAME_BYTES = 1 << 16
+# Frames of which several come while one looks at a link of 0.1 Mbit/s; how long they may be.
+FRAME_BYTES, MAX_FRAME_BYTES = 1 << 14, 1 << 16
 MOST_BYTES, MOST_S = 4 << 20, 1.0
-# With what is still in buffers when the second is over, on a link of 4 Mbit/s.
-WHOLE_S = 6.0
+# What a sender hands over in a second is up to a megabyte in buffers: on a link of 1 Mbit/s 8 s of it.
+TAKE_S = 3.0
+# Both ways, and what is said in between.
+WHOLE_S = 2 * TAKE_S + 2.0
 # One measurement takes 4 MiB each way at most: by strangers of any number of names, 1.1 Mbit/s on the average.
 AGAIN_S, PEER_AGAIN_S, MOST_REMEMBERED = 30.0, 60.0, 1024
 
@@ -63,13 +69,16 @@ class RateServer:
                     return
                 await stream.send(RATE.encode(Agreed()))
                 await stream.send(RATE.encode(Measured(await _take(stream))))
-                await _give(stream)
-                await stream.receive(1)
+                giving = asyncio.create_task(_give(stream))
+                try:
+                    await _until_closed(stream)
+                finally:
+                    await end_tasks([giving])
         except TimeoutError:
             return
 
     def _objection(self, peer: str, now: float) -> str:
-        if now < self._last.get(peer, now - PEER_AGAIN_S) + PEER_AGAIN_S:
+        if now < self._last.get(peer, -math.inf) + PEER_AGAIN_S:
             return f"measured less than {PEER_AGAIN_S:.0f} s ago"
         if now < self._free_at:
             return "busy measuring with others"
@@ -82,7 +91,7 @@ class RateServer:
 
 
 async def measure_rates(transport: Transport, peer: str, addresses: tuple[str, ...] = ()) -> tuple[int, int]:
-    """Bytes a second up to the peer and down from it, 0 where it was too little to tell. Within some 15 s.
+    """Bytes a second up to the peer and down from it, 0 where it was too little to tell. Within some 13 s.
 
     Raises: PeerError, Unreachable also if it refuses.
     """
@@ -93,8 +102,11 @@ async def measure_rates(transport: Transport, peer: str, addresses: tuple[str, .
             answer = RATE.decode(await stream.receive(MAX_HEADER_BYTES), peer)
             if isinstance(answer, Refused):
                 raise Unreachable(peer, answer.reason)
-            await _give(stream)
-            measured = RATE.decode(await stream.receive(MAX_HEADER_BYTES), peer)
+            giving = asyncio.create_task(_give(stream))
+            try:
+                measured = RATE.decode(await stream.receive(MAX_HEADER_BYTES), peer)
+            finally:
+                await end_tasks([giving])
             if not isinstance(measured, Measured):
                 raise ProtocolViolation(peer, "a rate was due")
             return measured.bytes_per_s, await _take(stream)
@@ -114,16 +126,36 @@ async def _give(stream: Stream) -> None:
 
 
 async def _take(stream: Stream) -> int:
-    """Bytes a second from the first frame on, which only starts the watch."""
+    """Bytes a second from the first frame on, which only starts the watch; of what has come when it has seen enough.
+
+    Raises: PeerError, StreamClosed also if nothing comes.
+    """
     loop = asyncio.get_running_loop()
     began = last = 0.0
     n_bytes = -1
-    while frame := await stream.receive(FRAME_BYTES):
-        last = loop.time()
-        if n_bytes < 0:
-            began, n_bytes = last, 0
-        else:
-            n_bytes += len(frame)
-        if n_bytes > MOST_BYTES:
-            raise ProtocolViolation(stream.peer, f"sends more than {MOST_BYTES} bytes to measure")
-    return round(n_bytes / (last - began)) if last > began else 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TAKE_S):
+            while frame := await stream.receive(MAX_FRAME_BYTES):
+                last = loop.time()
+                if n_bytes < 0:
+                    began, n_bytes = last, 0
+                else:
+                    n_bytes += len(frame)
+                if n_bytes > MOST_BYTES:
+                    raise ProtocolViolation(stream.peer, f"sends more than {MOST_BYTES} bytes to measure")
+            return round(n_bytes / (last - began)) if last > began else 0
+    if n_bytes < 0:
+        raise StreamClosed(stream.peer, f"nothing came in {TAKE_S:.0f} s")
+    # One frame alone took so long.
+    return round(n_bytes / (last - began)) if last > began else round(FRAME_BYTES / TAKE_S)
+
+
+async def _until_closed(stream: Stream) -> None:
+    """What is still on its way is taken, and no more than that.
+
+    Raises: PeerError, at the end StreamClosed.
+    """
+    n_bytes = 0
+    while n_bytes <= MOST_BYTES:
+        n_bytes += len(await stream.receive(MAX_FRAME_BYTES))
+    raise ProtocolViolation(stream.peer, f"sends more than {MOST_BYTES} bytes to measure")

@@ -1,20 +1,27 @@
 """``atoll doctor``'s checks, each on its own, and what comes of them."""
 
+import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from test_cli import INVITE, atoll
+from virtual_clock import run_virtual
 
 from peers.dialback import Reach, Seen, reach_of
+from peers.errors import Unreachable
 from peers.identity import Identity
+from peers.memory import MemoryNetwork, MemoryTransport
 from runtime.config import ModelSection, RunConfig
 from runtime.doctor.check import Check, Verdict, failed, passed, warned
 from runtime.doctor.fitness import checks_before_joining, needs_of, warnings_of
+from runtime.doctor.online import Visit
 from runtime.doctor.outside import check_clock, check_nat, check_rate, check_reach
 from runtime.doctor.packages import check_daemon, check_packages, check_python, check_torch
 from runtime.doctor.resources import (
@@ -31,6 +38,8 @@ from runtime.doctor.resources import (
     memory_now,
 )
 from runtime.errors import ConfigError
+from runtime.finding import Finder
+from runtime.invite import Invite
 
 GB = 10**9
 NEEDS = Needs(host=4 * GB, device=8 * GB, checkpoint=3 * GB)
@@ -322,3 +331,30 @@ def test_a_package_of_another_in_the_way_is_told_on_joining(tmp_path: Path) -> N
     program = "from runtime.doctor import fitness; print(fitness.warnings_of(fitness.checks_before_joining()))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "has a package named runtime or peers too" in done.stdout
+
+
+def test_the_peers_of_an_invite_are_asked_when_the_runs_table_says_nothing_in_time() -> None:
+    class Connected(MemoryTransport):
+        async def connected_peers(self) -> tuple[str, ...]:
+            return (friend,)
+
+        async def connect(self, peer: str, addresses: Sequence[str]) -> None:
+            raise Unreachable(peer, "no answer in 4 s")
+
+    class Slow:
+        async def store(self, key: str, subkey: str, value: bytes, expires_at: float) -> bool:
+            return False
+
+        async def get(self, key: str) -> dict[str, bytes]:
+            await asyncio.sleep(3.0)
+            return {}
+
+    friend = Identity.generate().peer
+    invite = Invite("5" * 40, (f"/ip4/127.0.0.1/tcp/1/p2p/{friend}",))
+
+    async def main() -> list[tuple[str, tuple[str, ...]]]:
+        transport = Connected(MemoryNetwork(random.Random(0)), Identity.generate().peer)
+        finder = Finder(transport, Slow(), invite.run_id, invite.addresses)
+        return await Visit(invite, "127.0.0.1", 0)._connect(transport, finder)  # type: ignore[arg-type]
+
+    assert run_virtual(main()) == [(friend, ())]
