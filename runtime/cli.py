@@ -27,11 +27,8 @@ from runtime.commands import (
     service,
     watch,
 )
-from runtime.errors import ConfigError
+from runtime.errors import EXIT_INTERRUPTED, EXIT_NOT_NOW, EXIT_USAGE, ConfigError, NotNowError
 from runtime.version import version
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -44,13 +41,14 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Entry point of the ``atoll`` script. Whatever a user can mend is one sentence on stderr and exit code 2."""
+    """Entry point of the ``atoll`` script. Whatever a user can mend is one sentence on stderr and exit code 2; what may
+    pass by itself, the network above all, is the same with exit code 1."""
     _open_standard_streams()
     try:
         app(prog_name="atoll")
     except (ConfigError, NetworkError, IdentityError) as error:
         print(f"atoll: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        sys.exit(EXIT_NOT_NOW if isinstance(error, (NotNowError, NetworkError)) else EXIT_USAGE)
     sys.exit(0)
 
 

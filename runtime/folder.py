@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NotNowError
 from runtime.invite import Invite, format_invite, parse_invite
 from runtime.manifest import Manifest, open_manifest
 
@@ -65,7 +65,7 @@ class Folder:
             # What may not be opened is nobody's that runs as this user.
             with suppress(OSError):
                 lock(self.path)()
-        except ConfigError:
+        except NotNowError:
             return True
         return False
 
@@ -108,7 +108,7 @@ def unwritable(folder: Path, error: OSError) -> ConfigError:
 def lock(path: Path) -> Callable[[], None]:
     """Keep other peers of this machine from using a key or a folder; the function that gives it back.
 
-    Raises: ConfigError if one does.
+    Raises: NotNowError if one does.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -116,5 +116,5 @@ def lock(path: Path) -> Callable[[], None]:
     except OSError:
         os.close(descriptor)
         option = "--folder" if path.is_dir() else "--key"
-        raise ConfigError(f"{path} is in use by another peer on this machine: name another with {option}") from None
+        raise NotNowError(f"{path} is in use by another peer on this machine: name another with {option}") from None
     return lambda: os.close(descriptor)

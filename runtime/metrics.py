@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Histogram, disable_created_metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from runtime.errors import ConfigError
+from runtime.errors import NotNowError
 from runtime.log import Event
 from runtime.version import version
 
@@ -154,12 +154,12 @@ class Metrics(Collector):
 def serve(metrics: Metrics, port: int) -> Callable[[], None]:
     """Answer at http://127.0.0.1:port/metrics, in a thread, until the function that is returned is called.
 
-    Raises: ConfigError if the port cannot be listened on.
+    Raises: NotNowError if the port cannot be listened on.
     """
     try:
         server, thread = start_http_server(port, HOST, metrics.registry)
     except OSError as error:
-        raise ConfigError(
+        raise NotNowError(
             f"port {port} of {HOST} cannot serve metrics ({error.strerror}): choose another with --metrics-port"
         ) from None
 

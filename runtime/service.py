@@ -34,7 +34,7 @@ def systemd_unit(service: Service) -> str:
     """The unit file.
 
     Only the peer itself is told to end (``KillMode``): it says goodbye through p2pd, which ends with it. A mistake of
-    the user's, exit code 2, does not become better by trying again.
+    the user's, exit code 2, does not become better by trying again; all else may.
     """
     lines = [
         f"# {MARK}",

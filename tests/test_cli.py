@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from peers.identity import Identity, is_peer_id
-from runtime.cli import app
+from peers.errors import NetworkError
+from peers.identity import Identity, IdentityError, is_peer_id
+from runtime.cli import app, main
 from runtime.config import RunConfig
+from runtime.errors import ConfigError, NotNowError
 from runtime.runfile import load_run_file
 
 ROOT = Path(__file__).parents[1]
@@ -129,6 +131,29 @@ def test_a_mistake_is_one_sentence_and_exit_code_2_and_changes_nothing(
     assert done.stderr.startswith("atoll: ")
     assert len(done.stderr.splitlines()) == 1
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ConfigError("mend it"), 2),
+        (IdentityError("mend it"), 2),
+        (NotNowError("mend it"), 1),
+        # The libp2p daemon was killed: nothing that the user has done, so a service is to try again.
+        (NetworkError("mend it"), 1),
+    ],
+)
+def test_only_what_the_user_has_to_mend_is_exit_code_2(
+    error: Exception, exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(prog_name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("runtime.cli.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == exit_code
+    assert capsys.readouterr().err == "atoll: mend it\n"
 
 
 @pytest.mark.parametrize(

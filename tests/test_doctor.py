@@ -37,9 +37,13 @@ from runtime.doctor.resources import (
     disk_now,
     memory_now,
 )
+<<<<<<< HEAD
 from runtime.errors import ConfigError
 from runtime.finding import Finder
 from runtime.invite import Invite
+=======
+from runtime.errors import ConfigError, NotNowError
+>>>>>>> 0512336 (What may pass by itself is exit code 1: a p2pd that the OOM killer took does not end a service for good)
 
 GB = 10**9
 NEEDS = Needs(host=4 * GB, device=8 * GB, checkpoint=3 * GB)
@@ -279,8 +283,11 @@ def test_rates_in_words(rates: tuple[int, int] | None, expected: str) -> None:
 def test_what_fails_stops_a_join_and_what_warns_is_said() -> None:
     fine, doubtful, broken = passed("a", "fine"), warned("b", "low", "mend it"), failed("c", "gone", "take another")
     assert warnings_of([fine, doubtful]) == ["note: b: low; mend it"]
-    with pytest.raises(ConfigError, match="not fit for it: c: gone; take another"):
+    with pytest.raises(ConfigError, match="not fit for it: c: gone; take another") as refused:
         warnings_of([doubtful, broken])
+    assert not isinstance(refused.value, NotNowError)
+    with pytest.raises(NotNowError, match="not fit for it: clock: "):
+        warnings_of([failed("clock", "this machine thinks it is 1970", "set the clock")])
 
 
 def test_what_others_say_moves_no_cursor_and_makes_no_line() -> None:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.errors import ConfigError
+from runtime.errors import NotNowError
 from runtime.metrics import BUCKETS_S, Metrics, serve
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +176,7 @@ def test_it_listens_on_this_machine_only_and_gives_the_port_back() -> None:
 def test_a_port_that_is_taken_is_the_users_to_change() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"port {port} of 127\.0\.0\.1 .*choose another with --metrics-port"):
+        with pytest.raises(NotNowError, match=rf"port {port} of 127\.0\.0\.1 .*choose another with --metrics-port"):
             serve(Metrics(), port)
 
 

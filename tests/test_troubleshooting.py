@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = " ".join((ROOT / "docs" / "troubleshooting.md").read_text("utf-8").split())
-ERRORS = {"ConfigError", "NetworkError", "IdentityError", "_exists"}
+ERRORS = {"ConfigError", "NotNowError", "NetworkError", "IdentityError", "_exists"}
 # Of a sentence put together from parts, the longest part that is always the same; shorter ones say nothing.
 LEAST_CHARACTERS = 6
 

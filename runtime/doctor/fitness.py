@@ -7,8 +7,10 @@ from pathlib import Path
 from runtime.config import PeerConfig, RunConfig
 from runtime.doctor import packages, resources
 from runtime.doctor.check import Check, Verdict, fails
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NotNowError
 
+# What fails here may be well half a minute later: the clock not yet set after a start, a disk full or not yet mounted.
+PASSING = ("clock", "disk")
 
 def needs_of(config: RunConfig, auxiliary: bool = False) -> resources.Needs:
     """As ``atoll plan`` reckons. Imports PyTorch."""
@@ -51,8 +53,9 @@ def checks_for_run(config: RunConfig, peer_config: PeerConfig) -> list[Check]:
 def warnings_of(checks: Sequence[Check]) -> list[str]:
     """What there is to say of them where nothing fails.
 
-    Raises: ConfigError with the first that fails.
+    Raises: ConfigError with the first that fails, NotNowError if that may pass.
     """
     for check in fails(checks):
-        raise ConfigError(f"this machine is not fit for it: {check.sentence()}")
+        sentence = f"this machine is not fit for it: {check.sentence()}"
+        raise NotNowError(sentence) if check.name in PASSING else ConfigError(sentence)
     return [f"note: {check.sentence()}" for check in checks if check.verdict is Verdict.WARN]

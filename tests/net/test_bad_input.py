@@ -13,6 +13,7 @@ import pytest
 from swarm import RUN_FILE, environment, swarm, write_text
 
 from peers.identity import Identity
+from runtime.errors import EXIT_NOT_NOW, EXIT_USAGE
 
 NOBODY = Identity.from_seed(bytes(32)).peer
 OTHER_RUN = "0" * 40
@@ -45,11 +46,11 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def assert_refused(home: Path, said: str, *arguments: str) -> None:
-    """One sentence with ``said`` in it, exit code 2, every file as it was, and no process that knows of ``home``."""
+def assert_refused(home: Path, said: str, *arguments: str, exit_code: int = EXIT_USAGE) -> None:
+    """One sentence with ``said`` in it, every file as it was, and no process that knows of ``home``."""
     before = contents(home)
     done = atoll(home, *arguments)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == exit_code, done.stderr
     # Without a terminal each thing that takes a moment announces itself in a line that ends in "...".
     *progress, sentence = done.stderr.splitlines()
     assert all(line.endswith(" ...") for line in progress), done.stderr
@@ -94,7 +95,8 @@ def test_a_port_in_use_is_refused(home: Path, command: str) -> None:
         port = taken.getsockname()[1]
         what = "run.toml" if command == "start" else invite
         said = f"port {port} is in use: choose another with --port"
-        assert_refused(home, said, command, what, "--data", "text.txt", "--port", str(port))
+        flags = ("--data", "text.txt", "--port", str(port))
+        assert_refused(home, said, command, what, *flags, exit_code=EXIT_NOT_NOW)
 
 
 @pytest.mark.parametrize("command", ["start", "join"])
@@ -104,7 +106,8 @@ def test_a_metrics_port_in_use_is_refused_before_anything_is_joined(home: Path, 
         port = taken.getsockname()[1]
         what = "run.toml" if command == "start" else invite
         said = f"port {port} of 127.0.0.1 cannot serve metrics"
-        assert_refused(home, said, command, what, "--data", "text.txt", "--metrics-port", str(port))
+        flags = ("--data", "text.txt", "--metrics-port", str(port))
+        assert_refused(home, said, command, what, *flags, exit_code=EXIT_NOT_NOW)
     assert not (home / "peer" / "events.jsonl").exists()
 
 
@@ -114,7 +117,7 @@ def test_a_key_or_a_folder_that_another_peer_uses_is_refused(home: Path, name: s
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         said = f"is in use by another peer on this machine: name another with {option}"
-        assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
+        assert_refused(home, said, "start", "run.toml", "--data", "text.txt", exit_code=EXIT_NOT_NOW)
     finally:
         os.close(descriptor)
 
