@@ -34,7 +34,8 @@ def systemd_unit(service: Service) -> str:
     """The unit file.
 
     Only the peer itself is told to end (``KillMode``): it says goodbye through p2pd, which ends with it. A mistake of
-    the user's, exit code 2, does not become better by trying again; all else may.
+    the user's, exit code 2, does not become better by trying again; all else may. Nothing here is nice: a peer's training
+    is by itself, and what answers the others must not be (runtime/machine.py).
     """
     lines = [
         f"# {MARK}",
@@ -52,8 +53,6 @@ def systemd_unit(service: Service) -> str:
         "RestartPreventExitStatus=2",
         "KillMode=mixed",
         f"TimeoutStopSec={STOP_S}",
-        "Nice=10",
-        "IOSchedulingClass=idle",
         "OOMScoreAdjust=500",
         "NoNewPrivileges=yes",
         "",
@@ -85,8 +84,6 @@ def launchd_job(service: Service, log: Path) -> bytes:
             "KeepAlive": {"SuccessfulExit": False},
             "ThrottleInterval": RESTART_S,
             "ExitTimeOut": STOP_S,
-            "Nice": 10,
-            "LowPriorityIO": True,
             "StandardOutPath": str(log),
             "StandardErrorPath": str(log),
         }

@@ -112,7 +112,8 @@ def test_a_peer_says_goodbye_by_itself_comes_back_after_a_crash_and_not_after_a_
     assert unit["Restart"] == "on-failure"
     assert unit["RestartPreventExitStatus"] == "2"
     assert int(unit["TimeoutStopSec"]) >= 60
-    assert (unit["Nice"], unit["IOSchedulingClass"]) == ("10", "idle")
+    # A peer gives way by itself where it does no harm: an event loop that is nice looks like a slow link.
+    assert not {"Nice", "IOSchedulingClass", "CPUSchedulingPolicy"} & set(unit)
 
 
 @pytest.mark.parametrize("user", ["", "root"])
@@ -205,7 +206,8 @@ def test_launchd_is_told_the_same(tmp_path: Path) -> None:
     job = plistlib.loads(manager.content(service))
     assert job["ProgramArguments"] == ["/opt/atoll", "join", INVITE]
     assert job["KeepAlive"] == {"SuccessfulExit": False}
-    assert (job["Label"], job["Nice"], job["WorkingDirectory"]) == (NAME, 10, str(tmp_path))
+    assert (job["Label"], job["WorkingDirectory"]) == (NAME, str(tmp_path))
+    assert not {"Nice", "LowPriorityIO", "ProcessType"} & set(job)
     assert manager.installed() == [NAME]
     assert manager.on(NAME) == (("launchctl", "bootstrap", "gui/501", str(tmp_path / f"{NAME}.plist")),)
     assert manager.off(NAME) == (("launchctl", "bootout", f"gui/501/{NAME}"),)
