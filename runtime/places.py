@@ -13,6 +13,26 @@ def data_home() -> Path:
     return _under("XDG_DATA_HOME", ".local/share")
 
 
+def default_key() -> Path:
+    """The private key of this user's peers."""
+    return config_home() / "identity.key"
+
+
+def guide_key() -> Path:
+    """The private key of a bootstrap peer."""
+    return config_home() / "bootstrap.key"
+
+
+def joined_folder(run_id: str) -> Path:
+    """The folder of a peer that joins a run, unless somebody says otherwise."""
+    return data_home() / run_id[:12]
+
+
+def opened_folder(run_file: Path) -> Path:
+    """The folder of the peer that opens a run, unless somebody says otherwise: run.toml has run.peer."""
+    return run_file.with_suffix(".peer")
+
+
 def _under(variable: str, under_home: str) -> Path:
     """A relative path in the variable is to be ignored."""
     base = Path(os.environ.get(variable, ""))

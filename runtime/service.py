@@ -1,5 +1,6 @@
 """A peer as a service of its user: what systemd, or launchd on a Mac, is told of it. Text and command lines only."""
 
+import hashlib
 import plistlib
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MARK = "Written by atoll service install; atoll service uninstall removes it."
+FOR = "It is for "
 # A goodbye takes five seconds; a state of 18 GB (the largest model) some minutes to a slow disk.
 STOP_S = 300
 RESTART_S = 30
@@ -20,6 +22,8 @@ class Service:
     """The program with its absolute path, and its arguments."""
     folder: Path
     """Where it stands: paths in the arguments may be relative to it."""
+    meant: str
+    """A digest of what it is for, as from ``digest_of``."""
     environment: Mapping[str, str] = field(default_factory=dict)
     user: str = ""
     """Empty for a service of whoever installs it; else it is the machine's, and runs as this user."""
@@ -30,15 +34,21 @@ def unit_name(words: str) -> str:
     return f"atoll-{re.sub(r'[^A-Za-z0-9_.-]', '-', words)[:64]}"
 
 
+def digest_of(*what: str) -> str:
+    """Of what makes a service this one and no other: what it does, its run, its folder and its key."""
+    return hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
+
+
 def systemd_unit(service: Service) -> str:
     """The unit file.
 
     Only the peer itself is told to end (``KillMode``): it says goodbye through p2pd, which ends with it. A mistake of
-    the user's, exit code 2, does not become better by trying again; all else may. Nothing here is nice: a peer's training
-    is by itself, and what answers the others must not be (runtime/machine.py).
+    the user's, exit code 2, does not become better by trying again; all else may. Nothing here is nice: training is
+    by itself, and what answers the others must not be (runtime/machine.py).
     """
     lines = [
         f"# {MARK}",
+        f"# {FOR}{service.meant}.",
         "[Unit]",
         f"Description=Atoll: {service.name.removeprefix('atoll-')}",
         *(("Wants=network-online.target", "After=network-online.target") if service.user else ()),
@@ -87,7 +97,7 @@ def launchd_job(service: Service, log: Path) -> bytes:
             "StandardOutPath": str(log),
             "StandardErrorPath": str(log),
         }
-    ).replace(b"<plist", f"<!-- {MARK} -->\n<plist".encode(), 1)
+    ).replace(b"<plist", f"<!-- {MARK} {FOR}{service.meant}. -->\n<plist".encode(), 1)
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,11 @@ class Manager:
         """Names of the services that this program has written, in order."""
         files = sorted(self.folder.glob(f"atoll-*{self.suffix}"))
         return [file.name.removesuffix(self.suffix) for file in files if MARK.encode() in file.read_bytes()]
+
+    def is_other(self, service: Service) -> bool:
+        """Whether the file of this name is that of another service, or of somebody else's."""
+        file = self.file(service.name)
+        return file.exists() and f"{FOR}{service.meant}.".encode() not in file.read_bytes()
 
     def on(self, name: str) -> Sequence[Sequence[str]]:
         """The command lines that begin it now and with every login."""

@@ -28,11 +28,23 @@ exit 0
 """
 
 
+# Knows one job or none; when that is told to end it is still there for a look.
+LAUNCHCTL = """#!/bin/sh
+echo "$@" >> "$HOME/told"
+job="$HOME/job"
+case "$1" in
+    bootstrap) test -e "$job" && { echo "Bootstrap failed: 5: Input/output error" >&2; exit 5; }; cp "$3" "$job";;
+    bootout) test -e "$job" || { echo "Boot-out failed: 3: No such process" >&2; exit 3; }; touch "$HOME/ending";;
+    print) test -e "$job" || exit 113; test -e "$HOME/ending" && rm "$job" "$HOME/ending"; exit 0;;
+esac
+"""
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a user stands who has a systemctl, and an atoll beside their Python."""
     (tmp_path / "bin").mkdir()
-    for name, text in (("systemctl", SYSTEMCTL), ("atoll", "#!/bin/sh\n")):
+    for name, text in (("systemctl", SYSTEMCTL), ("launchctl", LAUNCHCTL), ("atoll", "#!/bin/sh\n")):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
@@ -106,7 +118,7 @@ def test_a_peer_is_installed_shown_and_removed(home: Path) -> None:
 
 
 def test_a_peer_says_goodbye_by_itself_comes_back_after_a_crash_and_not_after_a_mistake() -> None:
-    unit = parsed(systemd_unit(Service(NAME, ("/usr/bin/atoll", "join", INVITE), Path("/home/me"))))["Service"]
+    unit = parsed(systemd_unit(Service(NAME, ("/usr/bin/atoll", "join", INVITE), Path("/home/me"), "")))["Service"]
     # Else systemd would tell p2pd to end at the same time, and the goodbye goes through it.
     assert unit["KillMode"] == "mixed"
     assert unit["Restart"] == "on-failure"
@@ -121,7 +133,7 @@ def test_systemd_finds_no_fault_with_a_unit(tmp_path: Path, user: str) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze here")
     odd = ("/bin/true", "join", INVITE, "--folder", '50% of "my" $HOME\\peers', "--data", "it's")
-    service = Service(NAME, odd, Path("/tmp"), {"XDG_DATA_HOME": "/tmp/100% mine"}, user)
+    service = Service(NAME, odd, Path("/tmp"), "", {"XDG_DATA_HOME": "/tmp/100% mine"}, user)
     assert words(parsed(systemd_unit(service))["Service"]["ExecStart"]) == list(odd)
 
     def verified(unit: str) -> str:
@@ -198,9 +210,61 @@ def test_of_several_services_one_has_to_be_named(home: Path) -> None:
     assert unit_file(home).exists()
 
 
+@pytest.mark.parametrize(
+    ("first", "again", "other"),
+    [
+        (["start", "a/run.toml"], ["start", "a/run.toml", "--up", "2MB/s"], ["start", "b/run.toml"]),
+        ([INVITE], [INVITE.replace("192.0.2.7", "192.0.2.8"), "--keep", "3"], [INVITE, "--folder", "elsewhere"]),
+        ([INVITE], [INVITE, "--folder", f"data/atoll/{'0' * 12}"], [INVITE, "--key", "another.key"]),
+        ([INVITE], [INVITE], ["bootstrap", INVITE]),
+    ],
+    ids=["run file", "folder", "key", "bootstrap"],
+)
+def test_a_service_is_installed_again_with_other_flags_but_never_in_place_of_another_one(
+    home: Path, first: list[str], again: list[str], other: list[str]
+) -> None:
+    for name in ("a", "b"):
+        (home / name).mkdir()
+        (home / name / "run.toml").write_text('name = "reef"\n')
+    for what in (first, again):
+        done = atoll("install", *what)
+        assert done.returncode == 0, done.stderr
+    before = {unit: unit.read_bytes() for unit in unit_file(home).parent.iterdir()}
+    assert len(before) == 1
+    n_told = len(told(home))
+    done = atoll("install", *other)
+    assert done.returncode == 2
+    assert "is the service of another peer, by its run, folder or key" in done.stderr
+    assert {unit: unit.read_bytes() for unit in unit_file(home).parent.iterdir()} == before
+    assert len(told(home)) == n_told
+
+
+def test_the_peer_file_is_read_where_the_peer_will_read_it(home: Path) -> None:
+    (home / "run.toml").write_text('name = "reef"\n')
+    for folder in (home / "run.peer", home / "data" / "atoll" / ("0" * 12)):
+        folder.mkdir(parents=True)
+        (folder / "peer.toml").write_text('up = "much"\n')
+        done = atoll("install", *(["start", "run.toml"] if folder.suffix else [INVITE]))
+        assert done.returncode == 2
+        assert "peer.toml: up is 'much', but must be a rate" in done.stderr
+
+
+def test_launchd_lets_go_of_a_job_before_it_gets_it_anew_and_one_that_it_has_not_can_be_removed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    for flags in ([], ["--up", "2MB/s"]):
+        done = atoll("install", INVITE, *flags)
+        assert done.returncode == 0, done.stderr
+    assert plistlib.loads((home / "job").read_bytes())["ProgramArguments"][-2:] == ["--up", "2MB/s"]
+    (home / "job").unlink()
+    assert atoll("uninstall").returncode == 0
+    assert not list((home / "Library" / "LaunchAgents").iterdir())
+
+
 def test_launchd_is_told_the_same(tmp_path: Path) -> None:
     manager = Manager(tmp_path, ".plist", "gui/501")
-    service = Service(NAME, ("/opt/atoll", "join", INVITE), tmp_path, {"XDG_DATA_HOME": "/tmp"})
+    service = Service(NAME, ("/opt/atoll", "join", INVITE), tmp_path, "", {"XDG_DATA_HOME": "/tmp"})
     manager.file(NAME).write_bytes(manager.content(service))
     assert MARK.encode() in manager.content(service)
     job = plistlib.loads(manager.content(service))

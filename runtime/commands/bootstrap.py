@@ -9,7 +9,7 @@ from runtime.commands.options import Host, check_addresses
 from runtime.commands.peer import prepare_key, run
 from runtime.config import PeerConfig, validate
 from runtime.invite import parse_invite
-from runtime.places import config_home
+from runtime.places import guide_key
 
 
 def bootstrap(
@@ -34,7 +34,7 @@ def bootstrap(
     parsed = parse_invite(invite) if invite is not None else None
     others = tuple(peers.split(",")) if peers else ()
     check_addresses("--peers", others)
-    chosen = key or config_home() / "bootstrap.key"
+    chosen = key or guide_key()
     validate(PeerConfig(folder=Path(), key=chosen, host=host, port=port), "command line")
     prepare_key(chosen, may_make_it=key is None)
     from runtime.bootstrap import lead

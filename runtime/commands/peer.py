@@ -15,7 +15,7 @@ from runtime.doctor.fitness import checks_before_joining, warnings_of
 from runtime.errors import ConfigError
 from runtime.invite import parse_invite
 from runtime.machine import wait_with_io
-from runtime.places import config_home, data_home
+from runtime.places import default_key, joined_folder, opened_folder
 from runtime.runfile import load_run_file
 
 
@@ -25,7 +25,7 @@ def keygen(
     ] = None,
 ) -> int:
     """Create this machine's private key, and print its peer id. Never overwrites."""
-    chosen = _default_key() if path is None else path
+    chosen = default_key() if path is None else path
     identity = _create_key(chosen, make_parents=path is None)
     print(identity.peer)
     return 0
@@ -41,7 +41,7 @@ def start(
     Without --folder, the peer's folder lies beside FILE: run.toml has run.peer.
     """
     run_config = load_run_file(file)
-    config = peer_config(said, file.with_suffix(".peer"), _default_key())
+    config = peer_config(said, opened_folder(file), default_key())
     if config.data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
     _prepare(config)
@@ -60,7 +60,7 @@ def join(
     Without --folder, the peer's folder is ~/.local/share/atoll/RUN.
     """
     parsed = parse_invite(invite)
-    config = peer_config(said, data_home() / parsed.run_id[:12], _default_key())
+    config = peer_config(said, joined_folder(parsed.run_id), default_key())
     _prepare(config)
     for warning in warnings_of(checks_before_joining()):
         print(f"atoll: {warning}", file=sys.stderr)
@@ -71,7 +71,7 @@ def join(
 
 def _prepare(config: PeerConfig) -> None:
     """See to it that the key and the folder are there."""
-    prepare_key(config.key, may_make_it=config.key == _default_key())
+    prepare_key(config.key, may_make_it=config.key == default_key())
     if config.nice:
         # Now: threads and children have what the thread has that begins them.
         wait_with_io()
@@ -102,10 +102,6 @@ def _create_key(path: Path, make_parents: bool) -> Identity:
     identity = Identity.generate()
     identity.save(path)
     return identity
-
-
-def _default_key() -> Path:
-    return config_home() / "identity.key"
 
 
 def run(peer: Coroutine[Any, Any, int]) -> int:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from runtime.commands import bootstrap, peer
 from runtime.commands.options import peer_config, said_in
 from runtime.errors import ConfigError
 from runtime.invite import parse_invite
-from runtime.places import config_home
+from runtime.places import config_home, default_key, guide_key, joined_folder, opened_folder
 from runtime.runfile import load_run_file
-from runtime.service import Manager, Service, systemd_unit, unit_name
+from runtime.service import STOP_S, Manager, Service, digest_of, systemd_unit, unit_name
 
+LOOK_S = 0.2
 # What a service may do. Without one of these words it joins.
 COMMANDS: dict[str, Callable[..., int]] = {"join": peer.join, "start": peer.start, "bootstrap": bootstrap.bootstrap}
 
@@ -40,10 +42,12 @@ def install(
 ) -> int:
     """Let a peer run as a service of yours from now on."""
     command, *words = what if what[0] in COMMANDS else ["join", *what]
+    name, meant = _checked(command, words)
     service = Service(
-        unit_name(_checked_name(command, words)),
+        unit_name(name),
         (str(_program()), command, *words),
         Path.cwd(),
+        meant,
         {name: os.environ[name] for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME") if os.environ.get(name)},
     )
     if system:
@@ -59,11 +63,19 @@ def install(
     file = manager.file(service.name)
     if file.exists() and service.name not in manager.installed():
         raise ConfigError(f"{file} is not from atoll service and stays as it is: rename it")
+    if manager.is_other(service):
+        raise ConfigError(
+            f"{service.name} is the service of another peer, by its run, folder or key: end that one with atoll service"
+            f" uninstall {service.name}, or rename the run file"
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(manager.content(service))
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): make its folder yours") from None
+    if manager.domain:
+        # launchd takes no job of a name that it has: not the new command line, and with it nothing at all.
+        _end(manager, service.name)
     for line in manager.on(service.name):
         _tell(line, file)
     print(f"{service.name} runs from now on, and whenever you log in ({file}).")
@@ -77,10 +89,8 @@ def uninstall(name: Name = None) -> int:
     """End a service with a goodbye, and remove it. What the peer has on disk stays."""
     manager = _manager()
     chosen = _only(manager, name)
-    file = manager.file(chosen)
-    for line in manager.off(chosen):
-        _tell(line, file)
-    file.unlink()
+    _end(manager, chosen)
+    manager.file(chosen).unlink()
     print(f"{chosen} is gone; the peer's folder and key are as they were.")
     return 0
 
@@ -91,8 +101,9 @@ def status(name: Name = None) -> int:
     return subprocess.run(manager.status(_only(manager, name)), check=False).returncode
 
 
-def _checked_name(command: str, words: list[str]) -> str:
-    """What the service is called after; mistakes in its flags are to be known now and not from a log.
+def _checked(command: str, words: list[str]) -> tuple[str, str]:
+    """What the service is called after, and a digest of what it is for. Mistakes in its flags are to be known now and
+    not from a log.
 
     Raises: ConfigError, or click's own errors.
     """
@@ -100,12 +111,17 @@ def _checked_name(command: str, words: list[str]) -> str:
     app.command(command)(COMMANDS[command])
     context = typer.main.get_command(app).make_context(f"atoll {command}", list(words))
     parsed = context.params
+    run_id = parse_invite(parsed["invite"]).run_id if parsed.get("invite") else ""
+    if command == "bootstrap":
+        key = parsed["key"] or guide_key()
+        return run_id[:12] or command, digest_of(command, run_id, str(key.absolute()))
     if command == "start":
         load_run_file(parsed["file"])
-    run_id = parse_invite(parsed["invite"]).run_id if parsed.get("invite") else ""
-    if command != "bootstrap":
-        peer_config(said_in(cast(typer.Context, context), parsed), Path(parsed.get("file", run_id)), Path())
-    return Path(parsed["file"]).stem if command == "start" else run_id[:12] or command
+    folder = opened_folder(parsed["file"]) if command == "start" else joined_folder(run_id)
+    config = peer_config(said_in(cast(typer.Context, context), parsed), folder, default_key())
+    run = str(parsed["file"].absolute()) if command == "start" else run_id
+    name = parsed["file"].stem if command == "start" else run_id[:12]
+    return name, digest_of(command, run, str(config.folder.absolute()), str(config.key.absolute()))
 
 
 def _program() -> Path:
@@ -135,6 +151,25 @@ def _only(manager: Manager, name: str | None) -> str:
     if len(installed) > 1:
         raise ConfigError(f"there are {len(installed)} services: say which, of {', '.join(installed)}")
     return installed[0]
+
+
+def _end(manager: Manager, name: str) -> None:
+    """Let a service end, with its goodbye.
+
+    Raises: ConfigError with what systemd had to say. That launchd knows no such job is no reason to keep it.
+    """
+    if not manager.domain:
+        for line in manager.off(name):
+            _tell(line, manager.file(name))
+        return
+    for line in manager.off(name):
+        subprocess.run(line, capture_output=True, check=False)
+    # It may return before the job has ended.
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline:
+        if subprocess.run(manager.status(name), capture_output=True, check=False).returncode:
+            return
+        time.sleep(LOOK_S)
 
 
 def _tell(line: Sequence[str], file: Path) -> None:
