@@ -14,6 +14,8 @@ from runtime.runfile import one_line, toml_table, toml_value, typed
 PEER_FILE = "peer.toml"
 # Where the file lies, a decision for one time, and what only a child process is told.
 ON_COMMAND_LINE_ONLY = frozenset(("folder", "config", "anew", "exit_with_stdin", "inner_step_s"))
+# A value of TOML that is on one line: text in either kind of quotes, a number, true or false.
+VALUE = r"""\"(?:[^"\\\n]|\\.)*\"|'[^'\n]*'|[\w.+-]+"""
 HEAD = "# Settings of this peer: any flag of atoll join. What the command line says comes before it."
 
 
@@ -53,19 +55,36 @@ def read_peer_file(path: Path) -> dict[str, Any]:
 def save_settings(path: Path, changes: Mapping[str, Any]) -> None:
     """Write fields of ``PeerConfig`` into a peer file, and leave all else in it as it is, comments included.
 
-    Raises: ConfigError if it cannot be read or written.
+    Raises: ConfigError if it cannot be read or written; the file is as it was then.
     """
     if path.exists():
         read_peer_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig") if path.exists() else f"{HEAD}\n"
+        table = toml_table(text, str(path))
         for field, value in changes.items():
-            line = f"{as_flag(field)} = {toml_value(value)}"
-            own = re.compile(rf"^[ \t]*{re.escape(as_flag(field))}\s*=.*$", re.MULTILINE)
-            there = own.search(text)
-            text = text[: there.start()] + line + text[there.end() :] if there else f"{text.rstrip()}\n{line}\n"
+            key = as_flag(field)
+            table[key], text = value, _with_value(text, key, toml_value(value))
+        # Somebody may have written a value over several lines, or a key with escapes.
+        if not _says(text, table):
+            raise ConfigError(f"{path} is written in a way that cannot be changed here: change it by hand")
         beside = path.with_name(f".{path.name}.new")
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): leave --save out, or mend that") from None
+
+
+def _with_value(text: str, key: str, value: str) -> str:
+    """The text of a peer file with another value for a key; a new line at its end if it has none."""
+    there = re.search(rf"""^[ \t]*(["']?){re.escape(key)}\1[ \t]*=[ \t]*({VALUE})[ \t]*(#.*)?$""", text, re.MULTILINE)
+    if there is None:
+        return f"{text.rstrip()}\n{key} = {value}\n"
+    return text[: there.start(2)] + value + text[there.end(2) :]
+
+
+def _says(text: str, table: Mapping[str, Any]) -> bool:
+    try:
+        return toml_table(text, "") == table
+    except ConfigError:
+        return False

@@ -69,10 +69,38 @@ def test_what_can_be_changed_can_be_kept() -> None:
 def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:
     path = written(tmp_path, '# Mine.\n\nup = "2MB/s"  # for the others\n\nport = 4001\n')
     save_settings(path, {"up": "off", "pause_when_busy": True})
-    assert path.read_text() == '# Mine.\n\nup = "off"\n\nport = 4001\npause-when-busy = true\n'
+    assert path.read_text() == '# Mine.\n\nup = "off"  # for the others\n\nport = 4001\npause-when-busy = true\n'
     assert read_peer_file(path) == {"up": "off", "port": 4001, "pause_when_busy": True}
     save_settings(path, {"pause_when_busy": False})
     assert read_peer_file(path)["pause_when_busy"] is False
+
+
+@pytest.mark.parametrize(
+    ("line", "saved"),
+    [
+        ('"up" = "2MB/s"', '"up" = "off"'),
+        ("'up'='2MB/s'# \"mine\"", '\'up\'="off"# "mine"'),
+        ('  up = "2MB/s" # not "off"', '  up = "off" # not "off"'),
+        ('# up = "1MB/s"\nup = "2MB/s"', '# up = "1MB/s"\nup = "off"'),
+        ('"up" = "2MB/s"\nkey = "./b # c.key"', '"up" = "off"\nkey = "./b # c.key"'),
+    ],
+)
+def test_a_line_is_changed_however_it_is_written(tmp_path: Path, line: str, saved: str) -> None:
+    path = written(tmp_path, f"{line}\n")
+    save_settings(path, {"up": "off"})
+    assert path.read_text() == f"{saved}\n"
+    assert read_peer_file(path)["up"] == "off"
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\u0075p" = "2MB/s"\n', 'up = """\\\n2MB/s"""\n', 'data = """\nup = \'1MB/s\'\n"""\nup = "2MB/s"\n']
+)
+def test_what_cannot_be_changed_line_by_line_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    read_peer_file(path)
+    with pytest.raises(ConfigError, match="change it by hand"):
+        save_settings(path, {"up": "off"})
+    assert path.read_text() == text
 
 
 def test_a_new_file_is_made_and_a_broken_one_is_left_alone(tmp_path: Path) -> None:
