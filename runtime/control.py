@@ -139,16 +139,21 @@ def _bind(folder: Path) -> socket.socket:
 
     Raises: OSError, NetworkError.
     """
-    path = folder.absolute() / SOCKET
+    path = Path(os.path.realpath(folder)) / SOCKET
     _remove(path)
     if len(os.fsencode(path)) <= MOST_PATH_BYTES:
         # Some file systems have no sockets, such as those that a container shares with another system.
         with suppress(OSError):
             return _bound(path)
     elsewhere = make_socket_folder() / SOCKET
-    listening = _bound(elsewhere)
-    path.symlink_to(elsewhere)
-    return listening
+    try:
+        path.symlink_to(elsewhere)
+        return _bound(elsewhere)
+    except OSError:
+        _remove(path)
+        with suppress(OSError):
+            elsewhere.parent.rmdir()
+        raise
 
 
 def _bound(path: Path) -> socket.socket:
@@ -158,6 +163,8 @@ def _bound(path: Path) -> socket.socket:
         path.chmod(0o600)
     except OSError:
         listening.close()
+        with suppress(OSError):
+            path.unlink()
         raise
     return listening
 
@@ -214,7 +221,9 @@ def _connect(folder: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(ANSWER_S)
     try:
-        connection.connect(os.path.realpath(folder / SOCKET))
+        # As `_bind` has it, by whatever name the folder is called: a longer one would not do.
+        path = Path(os.path.realpath(folder)) / SOCKET
+        connection.connect(str(path.readlink() if path.is_symlink() else path))
         if os.getuid() != 0 and not may_ask(_user_of(connection), os.getuid()):
             raise PermissionError("another user's")
     except (TimeoutError, BlockingIOError):

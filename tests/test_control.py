@@ -184,6 +184,39 @@ def test_a_name_that_is_too_long_leads_elsewhere_and_nothing_is_left_there(tmp_p
     assert not os.path.lexists(folder / SOCKET)
 
 
+@pytest.mark.parametrize("is_long", ["target", "link"])
+def test_a_folder_is_the_same_by_the_name_of_a_link_and_by_its_own(tmp_path: Path, is_long: str) -> None:
+    long, short = tmp_path / ("deep" * 20) / ("down" * 20), tmp_path / "short"
+    folder, link = (long, short) if is_long == "target" else (short, long)
+    folder.mkdir(parents=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(folder)
+
+    async def use() -> None:
+        for name in (link, folder):
+            assert await asyncio.to_thread(is_running, name)
+            assert await asyncio.to_thread(ask, name, {}) == {"heard": {}}
+
+    for served in (link, folder):
+        while_served(served, use)
+        assert not os.path.lexists(folder / SOCKET)
+
+
+def test_where_no_link_can_be_made_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ("deep" * 20) / ("down" * 20)
+    places = tmp_path / "t"
+    places.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(places))
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            # A folder that is not there takes no link, root's neither.
+            assert not await serve_control(stack, folder, echo)
+
+    uvloop.run(main())
+    assert not list(places.iterdir())
+
+
 def test_who_hangs_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ANSWER_S <= 5
     monkeypatch.setattr("runtime.control.ANSWER_S", 0.2)
