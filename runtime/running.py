@@ -44,6 +44,17 @@ def running_folders() -> list[Path]:
     return found
 
 
+def command_line(pid: int) -> list[str]:
+    """What a process was started with; empty where the system does not tell."""
+    # Whoever only watches has none, and none of these peers.
+    import psutil
+
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
+
+
 def find_running(name: str | None) -> Path:
     """The folder of the peer that a user means: by its folder, its run's name or the beginning of its run id; with
     None the only one that runs.

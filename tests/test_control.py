@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from runtime.commands.control import limits, pause
 from runtime.control import (
     ANSWER_S,
     MOST_CLIENTS,
@@ -226,6 +227,44 @@ def test_who_hangs_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(NoAnswerError, match="no answer"):
             ask(tmp_path, {})
         assert is_running(tmp_path), "it is there all the same"
+
+
+def test_a_pause_is_told_once_the_peer_has_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doing = ["paused", "pausing", "pausing"]
+
+    def answer(request: Any) -> dict[str, object]:
+        return {"doing": doing.pop(), "paused": "as you said"}
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            await serve_control(stack, tmp_path, answer)
+            assert await asyncio.to_thread(pause, str(tmp_path)) == 0
+
+    uvloop.run(main())
+    assert not doing
+    assert capsys.readouterr().out == "paused: as you said; atoll resume lets it go on\n"
+
+
+def test_a_saved_limit_that_the_command_line_will_override_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--up", "2MB/s", "--memory=4GB", "--no-pause-on-battery", "--down", "9MB/s")
+
+    async def main(pid: int, save: bool) -> None:
+        async with AsyncExitStack() as stack:
+            await serve_control(stack, tmp_path, lambda request: {"pid": pid, "limits": {}})
+            changes = {"up": "1MB/s", "memory": "3GB", "disk": "10GB", "pause_on_battery": "on"}
+            assert await asyncio.to_thread(limits, str(tmp_path), **changes, save=save) == 0
+
+    with subprocess.Popen([sys.executable, "-c", "input()", *flags], stdin=subprocess.PIPE) as peer:
+        uvloop.run(main(peer.pid, save=True))
+        said = capsys.readouterr().err
+        assert "was started with --up, --memory, --no-pause-on-battery, which comes before what is saved" in said
+        assert len(said.splitlines()) == 1
+        uvloop.run(main(peer.pid, save=False))
+        assert capsys.readouterr().err == ""
+        assert peer.stdin is not None
+        peer.stdin.write(b"\n")
 
 
 def test_the_only_running_peer_is_meant_unless_there_are_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ ONLY_IN = {
     "fastapi": {"runtime/monitor/dashboard/page.py", "runtime/monitor/dashboard/server.py"},
     "uvicorn": {"runtime/monitor/dashboard/server.py"},
     "uvloop": {"runtime/commands/peer.py"},
-    "psutil": {"runtime/machine.py", "runtime/doctor/resources.py"},
+    "psutil": {"runtime/machine.py", "runtime/doctor/resources.py", "runtime/running.py"},
     "prometheus_client": {"runtime/metrics.py"},
     "segno": {"runtime/qr.py"},
     "msgpack": {

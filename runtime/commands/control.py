@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +16,12 @@ from runtime.errors import ConfigError
 from runtime.limits import OFF, limit_words, limits_words
 from runtime.monitor.words import size_words
 from runtime.progress import doing_words, progress_from, share_words, step_words
-from runtime.running import find_running
+from runtime.running import command_line, find_running
 
 EXIT_UNHEALTHY = 1
 # A goodbye takes five seconds, and what a large state takes to write.
 LEAVING_S = 60.0
+LOOK_S = 0.1
 
 Which = Annotated[
     str | None,
@@ -77,6 +78,12 @@ def limits(
     if save and not change:
         raise ConfigError("--save has nothing to save: say a limit with it, such as --up 2MB/s")
     told = _ask(find_running(run), {"do": "limits", "change": change, "save": save})
+    if save and (first := _on_its_command_line(told["pid"], change)):
+        print(
+            f"atoll: note: this peer was started with {', '.join(first)}, which comes before what is saved: start it"
+            " without that",
+            file=sys.stderr,
+        )
     in_force = told["limits"]
     lines = [f"{name:17} {limit_words(value)}" for name, value in in_force.items()]
     print(json.dumps(in_force) if as_json else "\n".join(lines))
@@ -85,8 +92,17 @@ def limits(
 
 def pause(run: Which = None) -> int:
     """Let a running peer leave its run for a while: it keeps its work, and gives memory and link back."""
-    told = _ask(find_running(run), {"do": "pause"})
-    print(f"paused: {told['paused']}; atoll resume lets it go on")
+    folder = find_running(run)
+    told = _ask(folder, {"do": "pause"})
+    deadline = time.monotonic() + LEAVING_S
+    while told["doing"] == "pausing":
+        if time.monotonic() > deadline:
+            print(f"atoll: the peer in {folder} is still writing its state; it pauses by itself", file=sys.stderr)
+            return EXIT_UNHEALTHY
+        time.sleep(LOOK_S)
+        told = _ask(folder, {"do": "status"})
+    # Meanwhile somebody else may have said otherwise.
+    print(f"paused: {told['paused']}; atoll resume lets it go on" if told["doing"] == "paused" else told["doing"])
     return 0
 
 
@@ -109,6 +125,12 @@ def leave(run: Which = None) -> int:
         time.sleep(0.05)
     print(f"the peer in {folder} has left")
     return 0
+
+
+def _on_its_command_line(pid: int, names: Iterable[str]) -> list[str]:
+    """Of these flags those that a peer was started with, as far as that is known."""
+    said = {word.partition("=")[0] for word in command_line(pid)}
+    return [flag for name in names for flag in (f"--{name}", f"--no-{name}") if flag in said]
 
 
 def _on_or_off(option: str, said: str) -> bool | str:
