@@ -6,7 +6,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.config import PEER_LIMITS, RUN_LIMITS, Allowed, PeerConfig, RunConfig
+from runtime.config import PEER_LIMITS, RUN_LIMITS, Allowed, PeerConfig, RunConfig, as_flag
+from runtime.peerfile import ON_COMMAND_LINE_ONLY
 from runtime.presets import RUN_PRESETS
 from runtime.runfile import field_docs
 
@@ -142,7 +143,13 @@ def _flag_default(item: Field[Any]) -> str:
 def _flag_allowed(item: Field[Any], limits: Mapping[str, Allowed]) -> str:
     if item.name in limits:
         return limits[item.name].words
-    return "takes no value" if _default(item) is False else UNLIMITED[item.name]
+    if _default(item) is not False:
+        return UNLIMITED[item.name]
+    return (
+        "takes no value"
+        if item.name in ON_COMMAND_LINE_ONLY
+        else f"takes no value; `--no-{as_flag(item.name)}` for off"
+    )
 
 
 def _default(item: Field[Any]) -> object:

@@ -1,12 +1,14 @@
 """The peer file: flags that hold without being said; what it says is checked as the command line is."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from runtime.cli import app
-from runtime.commands.options import peer_config
+from runtime.commands.options import peer_config, with_peer_options
 from runtime.config import CHANGEABLE, PeerConfig
 from runtime.errors import ConfigError
 from runtime.peerfile import PEER_FILE, known_keys, read_peer_file, save_settings
@@ -22,6 +24,23 @@ def test_flags_come_before_the_file_and_the_file_before_the_defaults(tmp_path: P
     written(tmp_path, 'up = "2MB/s"\nthreads = 2\npause-on-battery = true\n')
     config = peer_config({"threads": 3}, tmp_path, tmp_path / "key")
     assert config == PeerConfig(tmp_path, tmp_path / "key", up="2MB/s", threads=3, pause_on_battery=True)
+
+
+@pytest.mark.parametrize("flag", ["pause-on-battery", "pause-when-busy", "auxiliary"])
+def test_what_the_file_has_switched_on_the_command_line_can_switch_off(tmp_path: Path, flag: str) -> None:
+    written(tmp_path, f"{flag} = true\n")
+    found = list[PeerConfig]()
+
+    @with_peer_options
+    def command(name: str, said: dict[str, Any]) -> int:
+        found.append(peer_config(said, tmp_path, tmp_path / "key"))
+        return 0
+
+    app = typer.Typer()
+    app.command()(command)
+    for arguments in (["run"], ["run", f"--no-{flag}"], ["run", f"--{flag}"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert [getattr(config, flag.replace("-", "_")) for config in found] == [True, False, True]
 
 
 def test_a_file_may_be_named_and_then_has_to_be_there(tmp_path: Path) -> None:

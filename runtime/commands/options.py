@@ -14,6 +14,7 @@ from runtime.invite import address_problem
 from runtime.limits import OFF
 from runtime.peerfile import PEER_FILE, read_peer_file
 
+NO = "no_"
 KEY_DEFAULT = "~/.config/atoll/identity.key"
 
 
@@ -49,6 +50,10 @@ Bootstrap = Annotated[str, typer.Option(metavar="ADDR,...", help="Bootstrap peer
 MetricsPort = Annotated[int, typer.Option(metavar="N", help="Local port for Prometheus.")]
 Auxiliary = Annotated[bool, typer.Option("--auxiliary", help="Train nothing; reduce for those who do.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Begin again if nobody who was in the run is left.")]
+# What a peer file has switched on. Hidden: beside each other the two names of a flag make the help twice as long.
+NoBattery = Annotated[bool, typer.Option("--no-pause-on-battery", hidden=True)]
+NoBusy = Annotated[bool, typer.Option("--no-pause-when-busy", hidden=True)]
+NoAuxiliary = Annotated[bool, typer.Option("--no-auxiliary", hidden=True)]
 ExitWithStdin = Annotated[bool, typer.Option("--exit-with-stdin", hidden=True)]
 InnerStep = Annotated[float, typer.Option("--inner-step-s", hidden=True)]
 
@@ -76,6 +81,9 @@ def _peer_options(
     metrics_port: MetricsPort = 0,
     auxiliary: Auxiliary = False,
     anew: Anew = False,
+    no_pause_on_battery: NoBattery = False,
+    no_pause_when_busy: NoBusy = False,
+    no_auxiliary: NoAuxiliary = False,
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
 ) -> None:
@@ -99,9 +107,12 @@ def with_peer_options(command: Callable[[Any, dict[str, Any]], int]) -> Callable
 
 
 def said_in(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the flags of a peer those that are not left out."""
+    """Of the flags of a peer those that are not left out, by the fields of ``PeerConfig``."""
     shared = inspect.signature(_peer_options).parameters
-    return {name: values[name] for name in shared if _was_said(context, name)}
+    said = {name: values[name] for name in shared if _was_said(context, name)}
+    for name in [name for name in said if name.startswith(NO)]:
+        said[name.removeprefix(NO)] = not said.pop(name)
+    return said
 
 
 def _was_said(context: typer.Context, name: str) -> bool:
