@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from peers.dialback import Reach, Seen, reach_of
 from peers.errors import Unreachable
 from peers.identity import Identity
 from peers.memory import MemoryNetwork, MemoryTransport
-from runtime.config import ModelSection, RunConfig
+from runtime.commands.doctor import _machine
+from runtime.config import ModelSection, PeerConfig, RunConfig
 from runtime.doctor.check import Check, Verdict, failed, passed, warned
 from runtime.doctor.fitness import checks_before_joining, needs_of, warnings_of
 from runtime.doctor.online import Visit
@@ -37,13 +39,11 @@ from runtime.doctor.resources import (
     disk_now,
     memory_now,
 )
-<<<<<<< HEAD
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NotNowError
 from runtime.finding import Finder
 from runtime.invite import Invite
-=======
-from runtime.errors import ConfigError, NotNowError
->>>>>>> 0512336 (What may pass by itself is exit code 1: a p2pd that the OOM killer took does not end a service for good)
+from runtime.manifest import sign_manifest
+from runtime.planning import check_fits
 
 GB = 10**9
 NEEDS = Needs(host=4 * GB, device=8 * GB, checkpoint=3 * GB)
@@ -295,6 +295,38 @@ def test_what_others_say_moves_no_cursor_and_makes_no_line() -> None:
     assert str(check).splitlines()[0] == "warn  rate        not measured: busy?pass  ?[32mrate"
     assert len(str(check).splitlines()) == 2
     assert check.sentence() == "rate: not measured: busy?pass  ?[32mrate; wait?"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, None),
+        ({"memory": "100MB"}, "fail"),
+        ({"disk": "10MB"}, "fail"),
+        ({"memory": "4GB", "disk": "1GB"}, "pass"),
+    ],
+)
+def test_what_join_would_refuse_for_the_limits_of_its_user_fails(
+    tmp_path: Path, flags: dict[str, str], expected: str | None
+) -> None:
+    config = PeerConfig(tmp_path / "none yet", tmp_path / "key", device="cpu", **flags)
+    manifest = sign_manifest(Identity.generate(), RunConfig(), bytes(32), "nonce")
+    looking = Future[Device | Check]()
+    looking.set_result(Device("cpu"))
+    verdicts = {check.name: str(check.verdict) for check in _machine(config, looking, manifest)}
+    assert verdicts.get("limits") == expected
+    if expected == "fail":
+        with pytest.raises(ConfigError, match="this run needs"):
+            check_fits(RunConfig(), config.limits, on_cpu=True, kept_bytes=0)
+
+
+@pytest.mark.parametrize("flags", [("--folder", "peer"), ("--config", "peer/peer.toml")])
+def test_the_peer_file_counts_as_it_does_for_join(tmp_path: Path, flags: tuple[str, str]) -> None:
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "peer.toml").write_text('device = "tpu"\n')
+    done = atoll("doctor", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "peer.toml: device is 'tpu', but must be auto, cpu" in done.stderr
 
 
 def test_a_machine_is_looked_at_without_any_run(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_what_the_file_has_switched_on_the_command_line_can_switch_off(tmp_path:
     found = list[PeerConfig]()
 
     @with_peer_options
-    def command(name: str, said: dict[str, Any]) -> int:
+    def command(said: dict[str, Any], name: str) -> int:
         found.append(peer_config(said, tmp_path, tmp_path / "key"))
         return 0
 

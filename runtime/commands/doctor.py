@@ -6,52 +6,37 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from runtime.config import PeerConfig, validate
+from runtime.commands.options import peer_config, with_peer_options
+from runtime.config import PeerConfig
 from runtime.doctor.check import Check, failed, fails
-from runtime.doctor.fitness import machine_checks, needs_of
+from runtime.doctor.fitness import check_lent, machine_checks, needs_of
 from runtime.doctor.packages import thorough_checks
 from runtime.doctor.resources import Device, Needs, check_calendar, check_key, device_now
 from runtime.errors import ConfigError
 from runtime.folder import Folder
 from runtime.invite import Invite, parse_invite
 from runtime.manifest import Manifest
-from runtime.places import config_home, data_home
+from runtime.places import data_home, default_key, joined_folder
 
 EXIT_UNFIT = 1
 
 
+@with_peer_options
 def doctor(
+    flags: dict[str, Any],
     invite: Annotated[str | None, typer.Argument(help="Of the run to look at; without, no network.")] = None,
-    folder: Annotated[Path | None, typer.Option(metavar="DIR", help="The peer's folder, as for atoll join.")] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Private key, as for atoll join.")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    host: Annotated[str, typer.Option(metavar="IP", help="Address to listen on.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(metavar="N", help="TCP port; 0: the peer's, or any free one.")] = 0,
-    keep: Annotated[int, typer.Option(metavar="K", help="Checkpoints that stay on disk.")] = 2,
-    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="For a peer that trains nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> int:
     """Look whether this machine is fit for a run, and what to mend. Joins nothing.
 
-    Exit code 1 if anything fails.
+    Flags and peer file are those of atoll join. Exit code 1 if anything fails.
     """
     parsed = parse_invite(invite) if invite is not None else None
-    home = folder or (data_home() / parsed.run_id[:12] if parsed else data_home())
-    config = PeerConfig(
-        folder=home,
-        key=key or config_home() / "identity.key",
-        device=device,
-        host=host,
-        port=port,
-        keep=keep,
-        auxiliary=auxiliary,
-    )
-    validate(config, "command line")
+    config = peer_config(flags, joined_folder(parsed.run_id) if parsed else data_home(), default_key())
     said: list[Check] = []
 
     def say(check: Check | None) -> None:
@@ -65,7 +50,7 @@ def doctor(
         looking = pool.submit(_device, config)
         for check in thorough_checks():
             say(check)
-        say(check_key(config.key, key is not None))
+        say(check_key(config.key, config.key != default_key()))
         say(check_calendar(time.time()))
         manifest: Manifest | None = None
         if parsed is not None:
@@ -99,7 +84,10 @@ def _machine(config: PeerConfig, looking: "Future[Device | Check]", manifest: Ma
         needs = needs_of(manifest.config, config.auxiliary)
     device = found if isinstance(found, Device) else Device("cpu")
     checks = machine_checks(config.folder, config.keep, device, needs)
-    return checks if isinstance(found, Device) else [*checks[:-1], found]
+    if not isinstance(found, Device):
+        return [*checks[:-1], found]
+    lent = check_lent(manifest.config, config, device) if manifest is not None else None
+    return [*checks, lent] if lent else checks
 
 
 async def _visit(invite: Invite, config: PeerConfig, say: Callable[[Check], None]) -> Manifest | None:

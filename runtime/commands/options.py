@@ -87,20 +87,20 @@ def _peer_options(
     exit_with_stdin: ExitWithStdin = False,
     inner_step_s: InnerStep = 0.0,
 ) -> None:
-    """Those of `atoll start` and `atoll join`, each with the default of ``PeerConfig``."""
+    """Those of `atoll start`, `join` and `doctor`, each with the default of ``PeerConfig``."""
 
 
-def with_peer_options(command: Callable[[Any, dict[str, Any]], int]) -> Callable[..., int]:
-    """The command with its own first parameter and all of these, which it is given by name, as the user said them."""
-    own, *_ = inspect.signature(command).parameters.values()
+def with_peer_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The command with its own parameters and all of these, of which its first is given what the user said, by name."""
+    _, *own = inspect.signature(command).parameters.values()
     shared = inspect.signature(_peer_options).parameters
     context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
 
     @functools.wraps(command)
     def run(context: typer.Context, **values: Any) -> int:
-        return command(values[own.name], said_in(context, values))
+        return command(said_in(context, values), *(values[one.name] for one in own))
 
-    parameters = (context, own, *shared.values())
+    parameters = (context, *own, *shared.values())
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run

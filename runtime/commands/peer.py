@@ -33,8 +33,8 @@ def keygen(
 
 @with_peer_options
 def start(
-    file: Annotated[Path, typer.Argument(help="A run file, as atoll init writes it.", metavar="FILE")],
     said: dict[str, Any],
+    file: Annotated[Path, typer.Argument(help="A run file, as atoll init writes it.", metavar="FILE")],
 ) -> int:
     """Open a run as its first peer, and print the invite.
 
@@ -52,8 +52,8 @@ def start(
 
 @with_peer_options
 def join(
-    invite: Annotated[str, typer.Argument(help="What atoll start printed: atoll:...", metavar="INVITE")],
     said: dict[str, Any],
+    invite: Annotated[str, typer.Argument(help="What atoll start printed: atoll:...", metavar="INVITE")],
 ) -> int:
     """Join a run that someone has invited you to. Ctrl-C leaves it.
 

@@ -4,13 +4,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.checkpoints import bytes_beside_checkpoints
 from runtime.config import PeerConfig, RunConfig
 from runtime.doctor import packages, resources
-from runtime.doctor.check import Check, Verdict, fails
+from runtime.doctor.check import Check, Verdict, failed, fails, passed
 from runtime.errors import ConfigError, NotNowError
 
 # What fails here may be well half a minute later: the clock not yet set after a start, a disk full or not yet mounted.
 PASSING = ("clock", "disk")
+
 
 def needs_of(config: RunConfig, auxiliary: bool = False) -> resources.Needs:
     """As ``atoll plan`` reckons. Imports PyTorch."""
@@ -33,6 +35,21 @@ def machine_checks(folder: Path, keep: int, device: resources.Device, needs: res
         resources.check_folder(folder) or resources.check_disk(folder, free, held, needs, keep),
         resources.check_device(device, needs),
     ]
+
+
+def check_lent(config: RunConfig, peer_config: PeerConfig, device: resources.Device) -> Check | None:
+    """Whether what the user lends is enough, as ``atoll join`` asks itself. None if they lend all that there is."""
+    from runtime.planning import check_fits
+
+    limits, on_cpu = peer_config.limits, not peer_config.auxiliary and device.kind == "cpu"
+    if not (limits.memory_bytes or limits.disk_bytes):
+        return None
+    try:
+        check_fits(config, limits, on_cpu=on_cpu, kept_bytes=bytes_beside_checkpoints(peer_config.folder))
+    except ConfigError as error:
+        words, _, fix = str(error).partition(": ")
+        return failed("limits", words, fix)
+    return passed("limits", "what you lend of memory and disk is enough for this run")
 
 
 def checks_before_joining() -> list[Check]:
