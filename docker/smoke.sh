@@ -76,6 +76,7 @@ for service in "${peers[@]}" dashboard; do ids[$service]=$(compose ps -q "$servi
 say "up"
 wait_for "all four have outer step 3" all_have_step 3 "${peers[@]}"
 wait_for "all are healthy, as atoll status has it" all_healthy
+[ "$(inside joiner-1 sh -c 'ls /first')" = invite ] || fail "the others can see more of the first peer than its invite"
 wait_for "the dashboard answers on its port" answers
 wait_for "and can watch the run" is_watched
 
@@ -103,7 +104,7 @@ says capped "goodbye: told to end" || fail "capped said no goodbye"
 say "capped was stopped, said goodbye, and ended with exit code 0"
 wait_for "the others heard it" says first "member $gone is gone: left: told to end"
 
-events() { inside "$1" sh -c 'cat /shared/events*.jsonl /data/.local/share/atoll/*/events*.jsonl 2> /dev/null' || true; }
+events() { inside "$1" sh -c 'cat /data/run/events*.jsonl /data/.local/share/atoll/*/events*.jsonl 2> /dev/null' || true; }
 lineages=$(for peer in first joiner-1 joiner-2; do events "$peer"; done |
     sed -n 's/.*"outer_step_committed".*"outer_step": \([0-9]*\),.*"lineage": "\([0-9a-f]*\)".*/\1 \2/p' | sort -u)
 [ "$(wc -l <<< "$lineages")" -ge 8 ] || fail "the event logs have too few outer steps"

@@ -50,7 +50,7 @@ def command_line(pid: int) -> list[str]:
     import psutil
 
     try:
-        return psutil.Process(pid).cmdline()
+        return [str(word) for word in psutil.Process(pid).cmdline()]
     except psutil.Error:
         return []
 

@@ -253,7 +253,7 @@ def test_a_saved_limit_that_the_command_line_will_override_is_told(
     async def main(pid: int, save: bool) -> None:
         async with AsyncExitStack() as stack:
             await serve_control(stack, tmp_path, lambda request: {"pid": pid, "limits": {}})
-            changes = {"up": "1MB/s", "memory": "3GB", "disk": "10GB", "pause_on_battery": "on"}
+            changes: dict[str, Any] = {"up": "1MB/s", "memory": "3GB", "disk": "10GB", "pause_on_battery": "on"}
             assert await asyncio.to_thread(limits, str(tmp_path), **changes, save=save) == 0
 
     with subprocess.Popen([sys.executable, "-c", "input()", *flags], stdin=subprocess.PIPE) as peer:

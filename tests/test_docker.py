@@ -74,8 +74,12 @@ def test_no_peer_can_read_the_key_of_another() -> None:
     assert len(homes) == len(PEERS)
     for name in ("joiner-1", "joiner-2", "capped", "dashboard"):
         others = [volume for volume in SERVICES[name]["volumes"] if not volume.endswith(":/data")]
-        assert others == ["first-folder:/first:ro"]
-    assert "first-folder:/shared" in SERVICES["first"]["volumes"]
+        assert others == ["invite:/first:ro"]
+    # Not its folder: a socket in it is for whoever has the peer's user id, which they all have.
+    script = SERVICES["first"]["entrypoint"][4]
+    assert "invite:/shared" in SERVICES["first"]["volumes"]
+    assert "ln -sfn /shared/invite run/invite" in script
+    assert "--folder run " in script
 
 
 def test_every_container_ends_with_a_goodbye_comes_back_and_is_bounded() -> None:
@@ -91,7 +95,9 @@ def test_every_container_ends_with_a_goodbye_comes_back_and_is_bounded() -> None
 def test_what_the_peers_are_told_is_what_they_know() -> None:
     flags = {f"--{name.replace('_', '-')}" for command in (start, join) for name in command.__annotations__}
     said = [word for name in PEERS for word in SERVICES[name].get("command", ()) if word.startswith("--")]
-    said += [word for word in shlex.split(SERVICES["capped"]["entrypoint"][4].replace(";", " ")) if word[:2] == "--"]
+    for name in ("first", "capped"):
+        script = SERVICES[name]["entrypoint"][4].replace(";", " ")
+        said += [word for word in shlex.split(script) if word[:2] == "--"]
     assert len(said) >= 6
     assert set(said) <= flags
     assert load_run_file(DOCKER / "run.toml").averaging.quorum == 2

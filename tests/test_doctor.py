@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import INVITE, atoll
@@ -307,7 +308,7 @@ def test_what_others_say_moves_no_cursor_and_makes_no_line() -> None:
     ],
 )
 def test_what_join_would_refuse_for_the_limits_of_its_user_fails(
-    tmp_path: Path, flags: dict[str, str], expected: str | None
+    tmp_path: Path, flags: dict[str, Any], expected: str | None
 ) -> None:
     config = PeerConfig(tmp_path / "none yet", tmp_path / "key", device="cpu", **flags)
     manifest = sign_manifest(Identity.generate(), RunConfig(), bytes(32), "nonce")

@@ -1,5 +1,6 @@
 """Peers that lead others to each other: real ones, in an interpreter that has no PyTorch."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -114,3 +115,29 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path: Path, number: signal.Sign
         assert not alive(children)
     finally:
         guide.kill()
+
+
+def test_a_signal_before_it_is_ready_ends_it_as_well(tmp_path: Path) -> None:
+    guide = Guide(tmp_path / "guide")
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        # The first thing that takes long is libp2p's daemon.
+        while not (children := descendants(guide.process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(POLL_S)
+        guide.process.send_signal(signal.SIGTERM)
+        assert guide.process.wait(20) == 0
+        assert not alive(children)
+    finally:
+        guide.kill()
+
+
+def test_that_nobody_reads_what_it_says_does_not_end_it() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from runtime.bootstrap import _say; _say('address: /ip4/...'); _say('invite: atoll:...')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
