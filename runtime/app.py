@@ -19,7 +19,7 @@ from runtime.averaging.lineage import first_lineage
 from runtime.checkpoints import bytes_that_stay, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NotNowError
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite
 from runtime.limits import limits_words
@@ -181,7 +181,7 @@ async def _take_part(
             " (--anew begins the run again from its first weights)"
         )
     if established and not tokens and await _state_digest(trainer) != manifest.initial_state:
-        raise ConfigError("this machine makes other first weights than the organiser's: join while a member is there")
+        raise NotNowError("this machine makes other first weights than the organiser's: join while a member is there")
     if trainer.outer_step == 0 and established:
         await _validate(peer, trainer)
     averager = Averager(

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from runtime.config import CHANGEABLE, PeerConfig, as_flag, limits_in_force, validate
 from runtime.control import serve_control
 from runtime.disk import folder_bytes
-from runtime.errors import ConfigError
+from runtime.errors import EXIT_INTERRUPTED, ConfigError
 from runtime.limits import limit_words
 from runtime.machine import Machine
 from runtime.manifest import Manifest
@@ -27,7 +27,6 @@ from runtime.running import note_running
 from runtime.tasks import end
 from runtime.view import View
 
-EXIT_INTERRUPTED = 130
 REQUESTS = ("status", "limits", "pause", "resume", "leave")
 # A phase in which no inner step ends for so long hangs: a model that slow is not worth a machine's while.
 STILL_S = 600.0

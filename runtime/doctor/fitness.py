@@ -73,6 +73,6 @@ def warnings_of(checks: Sequence[Check]) -> list[str]:
     Raises: ConfigError with the first that fails, NotNowError if that may pass.
     """
     for check in fails(checks):
-        sentence = f"this machine is not fit for it: {check.sentence()}"
-        raise NotNowError(sentence) if check.name in PASSING else ConfigError(sentence)
+        blamed = NotNowError if check.name in PASSING else ConfigError
+        raise blamed(f"this machine is not fit for it: {check.sentence()}")
     return [f"note: {check.sentence()}" for check in checks if check.verdict is Verdict.WARN]
