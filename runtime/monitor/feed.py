@@ -23,9 +23,8 @@ MAX_FRAME_BYTES = 1 << 20
 PAST_FRAME_BYTES = 1 << 16
 MOST_WATCHERS = 32
 MOST_QUEUED = 512
+# And a frame to each at most as often: it costs more than what is in it, so what happens after one goes into the next.
 EVERY_S = 1.0
-# A frame costs more than what is in it: of what happens shortly after one, all goes into the next.
-GATHER_S = 0.5
 GREETING_TIMEOUT_S = 5.0
 # Who takes nothing for so long is cut off.
 SEND_TIMEOUT_S = 10.0
@@ -135,7 +134,7 @@ async def _tell(stream: Stream, queue: asyncio.Queue[bytes | None]) -> None:
                 return
             lines += more
         await _send(stream, lines)
-        await asyncio.sleep(GATHER_S)
+        await asyncio.sleep(EVERY_S)
 
 
 async def _send(stream: Stream, *parts: bytes) -> None:
