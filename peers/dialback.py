@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from peers.errors import ProtocolViolation, Unreachable
-from peers.p2pd import P2pdStream
+from peers.p2pd_stream import P2pdStream
 from peers.transport import Stream, Transport
 from peers.wire import Codec, Length
 

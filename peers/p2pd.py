@@ -16,10 +16,11 @@ import base58
 
 from peers.addresses import check_bootstrap_address, check_listen_address, dialable, seen_endpoint, varint
 from peers.daemon import Daemon, daemon_arguments, end_tasks, make_socket_folder, startup_failure
-from peers.errors import NetworkError, PeerError, ProtocolViolation, StreamClosed, Unreachable
+from peers.errors import NetworkError, PeerError, Unreachable
 from peers.hivemind_parts import P2P, P2PD, Multiaddr, P2PDaemonError, p2pd_pb2
 from peers.identity import Identity, is_peer_id
-from peers.transport import Frame, Stream, StreamHandler
+from peers.p2pd_stream import BUFFER_BYTES, P2pdStream
+from peers.transport import Stream, StreamHandler
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +32,9 @@ _CONNECT_TIMEOUT_S = 4.0
 # even though p2pd is then killed. With 0 instead of 0.2 s one close in ten loses the last of 4 MB.
 _FLUSH_S = 0.5
 _FORWARD_S = 0.2
-# One frame of 256 KiB and its successor fit, so that neither end pauses its socket within a frame.
-_BUFFER_BYTES = 1 << 19
 # What p2pd says about itself: a peer id and a few addresses.
 _MAX_CONTROL_BYTES = 1 << 16
 _MAX_REASON_CHARACTERS = 300
-_HEADER_BYTES = 4
 
 
 class _LiveCalls(dict[Any, "asyncio.Future[Any]"]):
@@ -49,77 +47,6 @@ class _LiveCalls(dict[Any, "asyncio.Future[Any]"]):
     def __contains__(self, call_id: object) -> bool:
         future = self.get(call_id)
         return future is not None and not future.done()
-
-
-class P2pdStream:
-    """One libp2p stream; each frame is preceded by its length, 4 bytes big-endian."""
-
-    def __init__(
-        self,
-        peer: str,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        seen: tuple[str, int] | None = None,
-    ) -> None:
-        self.seen = seen
-        """The address and the port of the other end of the connection, None where it is not TCP, or a relay's."""
-        self._peer = peer
-        self._reader = reader
-        self._writer = writer
-        self._frame_bytes: int | None = None
-        writer.transport.set_write_buffer_limits(high=_BUFFER_BYTES)
-
-    @property
-    def peer(self) -> str:
-        return self._peer
-
-    async def send(self, *parts: Frame) -> None:
-        """See ``peers.transport.Stream``. A cancelled send has still queued its frame whole."""
-        if self.closed or self._reader.at_eof():
-            raise StreamClosed(self._peer, "stream closed")
-        # Joined, not written apart: the event loop may keep references, and the caller may reuse its buffers.
-        length = sum(memoryview(part).nbytes for part in parts)
-        try:
-            self._writer.write(b"".join((length.to_bytes(_HEADER_BYTES, "big"), *parts)))
-            await self._writer.drain()
-        except OSError as error:
-            raise StreamClosed(self._peer, f"stream broke: {error}") from error
-
-    async def receive(self, max_bytes: int) -> bytes:
-        """See ``peers.transport.Stream``. A cancelled receive has consumed no part of a frame."""
-        try:
-            if self._frame_bytes is None:
-                self._frame_bytes = int.from_bytes(await self._reader.readexactly(_HEADER_BYTES), "big")
-            if self._frame_bytes > max_bytes:
-                self._writer.transport.abort()
-                raise ProtocolViolation(self._peer, f"frame of {self._frame_bytes} bytes, limit is {max_bytes}")
-            frame = await self._reader.readexactly(self._frame_bytes)
-        except asyncio.IncompleteReadError as error:
-            raise StreamClosed(self._peer, "end of stream") from error
-        except OSError as error:
-            raise StreamClosed(self._peer, f"stream broke: {error}") from error
-        self._frame_bytes = None
-        return frame
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """See ``peers.transport.Stream``. A cancelled receive has consumed no part of a frame."""
-        frame = await self.receive(len(buffer))
-        buffer[: len(frame)] = frame
-        return len(frame)
-
-    @property
-    def closed(self) -> bool:
-        """This end is closed."""
-        return self._writer.is_closing()
-
-    def close(self) -> None:
-        """See ``peers.transport.Stream``. What was sent before is still delivered if the link allows it."""
-        self._writer.close()
-
-    async def wait_flushed(self) -> None:
-        """After ``close``: until p2pd has taken what was sent, or is gone."""
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
 
 
 class P2pdTransport:
@@ -211,7 +138,7 @@ class P2pdTransport:
         Raises: NetworkError if p2pd refuses or has ended.
         """
         if self._server is None:
-            self._server = await asyncio.start_unix_server(self._accept, self._daemon.accept_path, limit=_BUFFER_BYTES)
+            self._server = await asyncio.start_unix_server(self._accept, self._daemon.accept_path, limit=BUFFER_BYTES)
         self._handlers[protocol] = handler
         address = Multiaddr(f"/unix{self._daemon.accept_path}").to_bytes()
         registration = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
@@ -324,7 +251,7 @@ class P2pdTransport:
         Raises: NetworkError with p2pd's reason.
         """
         try:
-            reader, writer = await asyncio.open_unix_connection(self._daemon.path, limit=_BUFFER_BYTES)
+            reader, writer = await asyncio.open_unix_connection(self._daemon.path, limit=BUFFER_BYTES)
         except OSError as error:
             raise NetworkError(f"p2pd cannot be reached ({error}): start again.") from error
         try:
