@@ -184,9 +184,11 @@ def _read_private_file(path: Path) -> bytes:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
                 raise IdentityError(f"{path} is not a file: give the path of a key file.")
-            if stat.S_IMODE(mode) & 0o077:
+            data = os.read(descriptor, _KEY_FILE_BYTES + 1)
+            # Of what is no key nobody is to change the mode.
+            if stat.S_IMODE(mode) & 0o077 and data[:1] == _KEY_FILE_PREFIX[:1]:
                 raise IdentityError(f"{path} is a private key that other users may open: run `chmod 600 {path}`.")
-            return os.read(descriptor, _KEY_FILE_BYTES + 1)
+            return data
         finally:
             os.close(descriptor)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peers.identity import Identity
 from peers.transport import Stream
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
@@ -80,17 +81,17 @@ async def _in_turns(config: PeerConfig, take_part: Callable[[User], Coroutine[An
 async def _start(run_config: RunConfig, user: User) -> int | None:
     """As first peer, until the run is over or there is a reason to leave; the exit code, None for a pause."""
     folder = Folder(user.config.folder)
+    manifest, own = folder.manifest(), Identity.load(user.config.key).peer
+    if manifest is not None and (manifest.config, manifest.organiser) != (run_config, own):
+        raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
     async with AsyncExitStack() as stack:
         _check_fits(run_config, user)
         known = folder.addresses[:MOST_BOOTSTRAP]
         peer = await Peer.go_online(stack, user, (*user.config.bootstrap_addresses, *known))
         trainer = await _build(run_config, peer)
-        manifest = folder.manifest()
         if manifest is None:
             nonce = secrets.token_hex(8)
             manifest = sign_manifest(peer.identity, run_config, await _state_digest(trainer), nonce)
-        if (manifest.config, manifest.organiser) != (run_config, peer.identity.peer):
-            raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
         folder.claim(manifest)
         peer.enter(stack, manifest.run_id)
         peer.meet_others(stack)

@@ -3,6 +3,7 @@
 What takes long to import is imported by the command that needs it.
 """
 
+import errno
 import functools
 import os
 import sys
@@ -45,10 +46,30 @@ def main() -> NoReturn:
     pass by itself, the network above all, is the same with exit code 1."""
     _open_standard_streams()
     try:
-        app(prog_name="atoll")
+        try:
+            app(prog_name="atoll")
+        finally:
+            sys.stdout.flush()
     except (ConfigError, NetworkError, IdentityError) as error:
         print(f"atoll: {error}", file=sys.stderr)
         sys.exit(EXIT_NOT_NOW if isinstance(error, (NotNowError, NetworkError)) else EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        if (error.name or "runtime").partition(".")[0] in ("runtime", "peers"):
+            raise
+        print(
+            f"atoll: this needs the package {error.name}, which is not installed here: say it where all of Atoll is"
+            " (pip install -c constraints.txt .)",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_USAGE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+            raise
+        if error.errno != errno.EPIPE:
+            print(f"atoll: the output cannot be written ({error.strerror}): free some space", file=sys.stderr)
+        # What is left in the buffer fails once more when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_NOT_NOW)
     sys.exit(0)
 
 

@@ -15,6 +15,9 @@ MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
 PORT_FILE = "port"
 INVITE_FILE = "invite"
+# What may be in a folder that has no manifest yet, beside hidden files: a peer's own, and what its user has put there.
+PEERS_NAMES = {ADDRESSES_FILE, PORT_FILE, INVITE_FILE, "checkpoints", "joining", "control.sock", "lost+found"}
+PEERS_SUFFIXES = {".jsonl", ".key", ".log", ".toml"}
 # Of the addresses in the folder, those that were heard last, this many open the DHT.
 MOST_BOOTSTRAP = 16
 
@@ -24,6 +27,19 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def check_no_others(self) -> None:
+        """Raises: ConfigError if files are in it that are nobody's of a run: what a peer writes might replace them."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        others = [
+            name
+            for name in names
+            if not name.startswith(".") and name not in PEERS_NAMES and Path(name).suffix not in PEERS_SUFFIXES
+        ]
+        if others and MANIFEST_FILE not in names:
+            raise ConfigError(
+                f"{self.path} has files in it that are no peer's, such as {others[0]}: name a new folder with --folder"
+            )
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -261,7 +261,8 @@ class Peer:
 
         def hint() -> None:
             self.view.say(
-                "nobody of this run answers: waiting until one of its peers is back (is the invite the newest one?)"
+                "nobody of this run answers: waiting until one of its peers is back (is the invite the newest one, and"
+                " this machine online? atoll doctor looks)"
             )
 
         def failed(member: str, reason: str) -> None:

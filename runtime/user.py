@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from runtime.config import CHANGEABLE, PeerConfig, as_flag, limits_in_force, validate
 from runtime.control import serve_control
 from runtime.disk import folder_bytes
-from runtime.errors import EXIT_INTERRUPTED, ConfigError
+from runtime.errors import EXIT_INTERRUPTED, EXIT_NOT_NOW, ConfigError
 from runtime.limits import limit_words
 from runtime.machine import Machine
 from runtime.manifest import Manifest
@@ -61,6 +61,7 @@ class User:
         self._at_work = False
         self._asked, self._busy, self._too_large = False, Busy(), 0
         self._machine = Machine()
+        self._folder_number = config.folder.stat().st_ino if config.folder.exists() else None
         self._look = Look(0)
         self._news, self._ending = asyncio.Event(), asyncio.Event()
         self._looking: asyncio.Task[None]
@@ -206,8 +207,21 @@ class User:
     async def _keep_looking(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            look = await asyncio.to_thread(self._machine.look)
+            look, there = await asyncio.to_thread(self._machine.look), await asyncio.to_thread(self._folder_is_there)
+            if not there and self.exit_code is None:
+                self.view.say(f"{self.config.folder} is not there any more: this peer ends")
+                self.leave("its folder was deleted", EXIT_NOT_NOW)
             self._take(look, asyncio.get_running_loop().time())
+
+    def _folder_is_there(self) -> bool:
+        """The same as in the beginning: under its name another may have been made by now."""
+        try:
+            return self.config.folder.stat().st_ino == self._folder_number
+        except FileNotFoundError:
+            return False
+        except OSError:
+            # A disk that is away for a moment.
+            return True
 
     def _take(self, look: Look, now: float) -> None:
         self._look = look

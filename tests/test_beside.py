@@ -42,6 +42,29 @@ def test_a_peer_ends_with_what_failed_beside_it_and_not_with_what_is_done() -> N
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_peer_whose_folder_is_deleted_says_goodbye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    """Else nobody finds it any more: neither its user by its socket, nor the peer what it has saved."""
+    monkeypatch.setattr(user_module, "LOOK_S", 0.1)
+    folder = tmp_path / "peer"
+    folder.mkdir()
+
+    async def main() -> None:
+        user = User(PeerConfig(folder, tmp_path / "key"), View())
+        async with asyncio.timeout(5.0), AsyncExitStack() as stack:
+            await user.listen(stack)
+            assert await user.may_take_part()
+            folder.rename(tmp_path / "trash")
+            if made_again:
+                folder.mkdir()
+            await user.stop.wait()
+            assert (user.stop_reason, user.exit_code) == ("its folder was deleted", 1)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_peer_that_cannot_look_at_its_machine_any_more_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paused: bool

@@ -156,6 +156,62 @@ def test_only_what_the_user_has_to_mend_is_exit_code_2(
     assert capsys.readouterr().err == "atoll: mend it\n"
 
 
+def test_a_package_that_is_not_installed_is_named_and_a_bug_of_ours_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(prog_name: str) -> None:
+        raise ModuleNotFoundError("No module named 'torch.nn'", name=missing)
+
+    monkeypatch.setattr("runtime.cli.app", fail)
+    missing = "torch.nn"
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "atoll: this needs the package torch.nn, which is not installed here" in capsys.readouterr().err
+    missing = "runtime.gone"
+    with pytest.raises(ModuleNotFoundError):
+        main()
+
+
+def test_a_full_disk_under_the_output_is_one_sentence(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "runtime.cli", "--version"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "atoll: the output cannot be written (No space left on device): free some space\n"
+
+
+def test_ctrl_c_while_everything_is_imported_is_no_traceback(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, threading, time;"
+        "from runtime.script import main;"
+        "sys.argv = ['atoll', 'runs'];"
+        # The imports of the command line take longer than this.
+        "threading.Thread(target=lambda: (time.sleep(0.02), signal.raise_signal(signal.SIGINT))).start();"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_an_invite_is_not_taken_for_a_run_file(tmp_path: Path) -> None:
+    done = atoll("start", INVITE, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "atoll: that is an invite to a run that is open: atoll join takes part in it\n"
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["invite", "port", "texts"], ["history.jsonl", "photo.jpg"]])
+def test_a_folder_with_files_of_somebody_elses_is_not_taken(tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in names:
+        (tmp_path / "mine" / name).write_text("mine")
+    done = atoll("join", INVITE, "--folder", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "has files in it that are no peer's, such as" in done.stderr
+    assert {path.name: path.read_text() for path in (tmp_path / "mine").iterdir()} == dict.fromkeys(names, "mine")
+
+
 @pytest.mark.parametrize(
     "arguments",
     ["fly", "join", "start", "--what", "demo --peers 0", "demo --outer-steps 0", "demo --seed -1", "demo --peers x"],

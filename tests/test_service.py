@@ -49,6 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("runtime.commands.service.SYSTEMD", tmp_path)
     monkeypatch.chdir(tmp_path)
     own = {"HOME": str(tmp_path), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "XDG_CONFIG_HOME": "", "FAIL": ""}
     for name, value in {**own, "XDG_DATA_HOME": str(tmp_path / "data")}.items():

@@ -13,6 +13,7 @@ from runtime.commands.options import KEY_DEFAULT, peer_config, with_peer_options
 from runtime.config import PeerConfig
 from runtime.doctor.fitness import checks_before_joining, warnings_of
 from runtime.errors import ConfigError
+from runtime.folder import Folder
 from runtime.invite import parse_invite
 from runtime.machine import wait_with_io
 from runtime.places import default_key, joined_folder, opened_folder
@@ -40,6 +41,8 @@ def start(
 
     Without --folder, the peer's folder lies beside FILE: run.toml has run.peer.
     """
+    if str(file).startswith("atoll:"):
+        raise ConfigError("that is an invite to a run that is open: atoll join takes part in it")
     run_config = load_run_file(file)
     config = peer_config(said, opened_folder(file), default_key())
     if config.data is not None and run_config.data.source != "files":
@@ -76,6 +79,7 @@ def _prepare(config: PeerConfig) -> None:
         # Now: threads and children have what the thread has that begins them.
         wait_with_io()
     try:
+        Folder(config.folder).check_no_others()
         config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(

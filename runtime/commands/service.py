@@ -22,6 +22,8 @@ from runtime.runfile import load_run_file
 from runtime.service import STOP_S, Manager, Service, digest_of, systemd_unit, unit_name
 
 LOOK_S = 0.2
+# There while systemd runs.
+SYSTEMD = Path("/run/systemd/system")
 # What a service may do. Without one of these words it joins.
 COMMANDS: dict[str, Callable[..., int]] = {"join": peer.join, "start": peer.start, "bootstrap": bootstrap.bootstrap}
 
@@ -136,7 +138,8 @@ def _manager() -> Manager:
     """Raises: ConfigError if this machine has neither."""
     if sys.platform == "darwin":
         return Manager(Path.home() / "Library" / "LaunchAgents", ".plist", f"gui/{os.getuid()}")
-    if shutil.which("systemctl") is None:
+    # In a container or under WSL the program may be there without what it speaks to.
+    if shutil.which("systemctl") is None or not SYSTEMD.is_dir():
         raise ConfigError("this machine has no systemd: let what starts its services run atoll join INVITE")
     return Manager(config_home().parent / "systemd" / "user", ".service")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, NotNowError
 from runtime.invite import Invite, parse_invite
 from runtime.monitor import source
 from runtime.monitor.picture import Picture
@@ -57,7 +57,7 @@ def watch_once(
 ) -> int:
     """Show a run as soon as a member has told all of its past.
 
-    Raises: ConfigError if none has within the time.
+    Raises: NotNowError if none has within the time.
     """
     watched = Watched(invite.run_id)
 
@@ -77,7 +77,7 @@ def watch_once(
         return code
     if not watched.picture.live:
         why = f" ({watched.trouble})" if watched.trouble else ""
-        raise ConfigError(
+        raise NotNowError(
             f"no member has told of the run within {timeout_s:.0f} s{why}: try again, or ask for a new invite"
         )
     if as_json:

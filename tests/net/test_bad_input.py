@@ -67,7 +67,7 @@ def assert_refused(home: Path, said: str, *arguments: str, exit_code: int = EXIT
 def home(tmp_path: Path) -> Path:
     Identity.generate().save(tmp_path / "identity.key")
     (tmp_path / "peer").mkdir()
-    (tmp_path / "peer" / "notes.txt").write_text("the user's own")
+    (tmp_path / "peer" / "output.log").write_text("the user's own")
     (tmp_path / "empty").mkdir()
     write_text(tmp_path)
     (tmp_path / "run.toml").write_text(RUN_FILE.format(inner_steps=4, outer_steps=10, quorum=1))
