@@ -24,7 +24,7 @@ test: $(STAMP) ## Run the tests (a part of them: make test ARGS="tests/test_cli.
 
 test-monitor: $(STAMP) ## Run the tests of watching too, a browser's among them (compiles: gcc, libgmp-dev; chromium)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,monitor,test-monitor]'
-	@$(BIN)/python -m pytest -q tests/monitor tests/peers tests/net/test_observer.py $(ARGS)
+	@$(BIN)/python -m pytest -q tests/monitor tests/peers tests/net/test_observer.py tests/net/test_dashboard_live.py $(ARGS)
 
 sim: $(STAMP) ## Run simulated swarms under many seeds (more of them: make sim SEEDS=20000 FIRST=300)
 	@PYTHONPATH=. $(BIN)/python tests/seeds.py --seeds $(SEEDS) --first $(FIRST)

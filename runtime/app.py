@@ -266,7 +266,8 @@ async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config
     while True:
         now, step, done = loop.time(), trainer.outer_step + 1, trainer.inner_steps_done
         others = {member: str(at["doing"]) for member, at in averager.doing().items()}
-        doing = others.pop(peer.identity.peer, "")
+        # Who has the run's state begins at once.
+        doing = others.pop(peer.identity.peer, "training" if averager.established else "")
         if trainer.progress != last or doing != was_doing:
             moved, last, was_doing, hinted = now, trainer.progress, doing, False
         peer.user.progress = Progress(

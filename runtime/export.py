@@ -59,7 +59,8 @@ def export(run: KeptRun, into: Path | str, torn: Callable[[Path, str], None]) ->
         (temporary / "README.md").write_text(card(run, state), "utf-8")
         temporary.rename(into)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{into} cannot be written ({error}); name another with --output") from None
+        words = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{into} cannot be written ({words}); name another with --output") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return place, state

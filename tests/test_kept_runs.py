@@ -219,3 +219,13 @@ def test_the_smallest_temperature_takes_the_likeliest(home: Path) -> None:
     make_run(home / "here" / "mine.peer")
     cold, coldest = (atoll("generate", "tides", "--bytes", "5", "--temperature", one).output for one in ("0", "1e-300"))
     assert cold == coldest
+
+
+def test_a_report_is_of_a_run_by_its_name_as_well(home: Path) -> None:
+    make_run(home / "data" / "atoll" / "abc", "tides")
+    named = atoll("report", "tides", "--out", "page.html")
+    assert named.exit_code == 0, named.output
+    assert "tides" in Path("page.html").read_text()
+    unknown = atoll("report", "ebbs")
+    assert isinstance(unknown.exception, ConfigError)
+    assert "there is no event of a run in ebbs" in str(unknown.exception)

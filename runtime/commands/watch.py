@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from runtime.monitor.source import Watched
 from runtime.monitor.summary import summary
 from runtime.monitor.terminal import show, view
 from runtime.progress import counted
+from runtime.shelf import find_run
 
 LIVE_TIMEOUT_S = 15.0
 LIVE_POLL_S = 0.05
@@ -30,7 +32,9 @@ MOST_SPEED = 1e6
 # Where nothing shows how high the output is, all of it is wanted.
 ENDLESS = 400
 
-Logs = Annotated[Path, typer.Argument(metavar="DIR", help="A peer's folder, or one that has such folders in it.")]
+Logs = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A peer's folder, or one with such folders in it; or a run's name.")
+]
 
 
 def watch(
@@ -95,7 +99,7 @@ def replay(
     """Show a past run again from its peers' logs, as atoll watch shows one that goes on."""
     if not (math.isfinite(speed) and 0 < speed <= MOST_SPEED):
         raise ConfigError(f"--speed is {speed:g}, but must be above 0 and at most {MOST_SPEED:g}")
-    watched = Watched()
+    watched, logs = Watched(), _folder_of(logs)
     events = source.logged(logs)
     watched.manifest = source.manifest_below(logs)
     telling = source.replay(events, watched, speed)
@@ -110,6 +114,7 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Overwrite it.")] = False,
 ) -> int:
     """Write one HTML page of a run, from its peers' logs: to be read anywhere, and to be shared."""
+    logs = _folder_of(logs)
     events = source.logged(logs)
     manifest = source.manifest_below(logs)
     place = logs.resolve()
@@ -127,6 +132,14 @@ def report(
         raise ConfigError(f"{file} cannot be written ({error.strerror}): name another with --out") from None
     print(f"Wrote {file}: {counted(len(picture.steps), 'outer step')} and {counted(len(picture.members), 'member')}")
     return 0
+
+
+def _folder_of(logs: Path) -> Path:
+    """A folder, or that of the run on this disk which is called so."""
+    if not logs.exists():
+        with suppress(ConfigError):
+            return find_run(str(logs)).folder
+    return logs
 
 
 def _console() -> Console:
