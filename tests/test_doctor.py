@@ -342,9 +342,8 @@ def test_a_machine_is_looked_at_without_any_run(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_told_with_its_fix_and_in_the_exit_code(tmp_path: Path) -> None:
-    key = tmp_path / "key"
-    key.write_text("none")
-    key.chmod(0o644)
+    Identity.generate().save(tmp_path / "key")
+    (tmp_path / "key").chmod(0o644)
     began = time.monotonic()
     done = atoll("doctor", INVITE, "--key", "key", cwd=tmp_path)
     assert time.monotonic() - began < 20

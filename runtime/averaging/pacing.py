@@ -97,6 +97,7 @@ class Window:
         """A frame took so long to get there, by two clocks."""
         self._least_s = min(self._least_s, passage_s)
         self.queued_s = queued_s = passage_s - self._least_s
+        self._hold_bytes -= n_bytes
         if queued_s < QUEUE_S:
             more = LEAST_WINDOW_BYTES * n_bytes / self.n_bytes if self._seen_queue else n_bytes
             # Only what is used is known to be good.
@@ -106,11 +107,14 @@ class Window:
             self._seen_queue, self._hold_bytes = True, self.under_way
             part = min(max(QUEUE_S / queued_s, 0.5), 0.85)
             self.n_bytes = max(round(self.n_bytes * part), LEAST_WINDOW_BYTES)
-        self.over(n_bytes)
+        self._passed(n_bytes)
 
-    def over(self, n_bytes: int) -> None:
-        """So much is not under way any more."""
+    def lost(self, n_bytes: int) -> None:
+        """So much was under way on a stream that is broken."""
         self._hold_bytes -= n_bytes
+        self._passed(n_bytes)
+
+    def _passed(self, n_bytes: int) -> None:
         self.under_way -= n_bytes
         if not self.under_way:
             self._most = 0
@@ -251,14 +255,14 @@ async def send_payload(
                 uplink.own.sent(len(frame), loop.time())
                 sent += len(frame)
                 # Where the peer has stopped reading this waits, and nobody else is to wait for that.
-                uplink.look()
+                loop.call_soon(uplink.look)
                 await stream.send(frame)
                 count(FRAME_HEADER_BYTES + len(frame))
             uplink.look()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
-        window.over(sum(n_bytes for n_bytes, _ in under_way))
+        window.lost(sum(n_bytes for n_bytes, _ in under_way))
         uplink.look()
 
 

@@ -237,7 +237,7 @@ def test_what_was_lost_with_its_stream_does_not_keep_a_window_large() -> None:
     window.n_bytes = MOST_WINDOW_BYTES
     window.sent(4 << 20, 1.0)
     window.acknowledged(1 << 16, 3 * QUEUE_S, 1.0)
-    window.over((4 << 20) - (1 << 16))
+    window.lost((4 << 20) - (1 << 16))
     assert window.n_bytes == MOST_WINDOW_BYTES / 2
     window.sent(1 << 16, 2.0)
     window.acknowledged(1 << 16, 3 * QUEUE_S, 2.0)
