@@ -131,6 +131,7 @@ async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str
 
         status = Status(Role.JOINING, 0, bytes(32), 0)
         mesh = Mesh(identity, RUN_ID, direct, discovery, status, random.Random(index), strike)
+        mesh.met = direct.know
         meshing = asyncio.create_task(mesh.run())
         while len(mesh.members()) < n_peers - 1:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
