@@ -183,14 +183,19 @@ def test_a_full_disk_under_the_output_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_everything_is_imported_is_no_traceback(tmp_path: Path) -> None:
-    program = (
-        "import signal, sys, threading, time;"
-        "from runtime.script import main;"
-        "sys.argv = ['atoll', 'runs'];"
-        # The imports of the command line take longer than this.
-        "threading.Thread(target=lambda: (time.sleep(0.02), signal.raise_signal(signal.SIGINT))).start();"
-        "main()"
-    )
+    # At a moment that no machine is too slow or too quick for: when the command line is looked for.
+    program = """
+import signal, sys
+from runtime.script import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "runtime.cli":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "")
 
