@@ -74,7 +74,7 @@ RUN_PRESETS: Mapping[str, Preset] = {
             averaging=AveragingSection(quorum=2),
         ),
         {
-            "model.preset": "nobody has trained this size with Atoll yet: see atoll plan, and try two peers first.",
+            "model.preset": "two peers on one H100 have taken four outer steps of this size, and nobody more.",
             "inner.steps": f"as many as in most of the DiLoCo paper ({DILOCO}): a round moves 1.1 GB or more each way.",
             "inner.batch": "sixteen thousand bytes an inner step; less where a GPU has no room for it.",
             "inner.learning_rate": "GPT-3's for 1.3 billion parameters (arXiv:2005.14165).",

@@ -11,6 +11,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from runtime.averaging.arithmetic import keep_to_one_core
 from runtime.config import PeerConfig, RunConfig
 from runtime.machine import wait_with_work
 from runtime.training.data import load_corpus
@@ -30,9 +31,7 @@ def share_threads() -> int:
     With as many for both, the chunks of a round wait for cores that an inner step has: rounds of 20 ms took a second.
     """
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # Makes this thread take the number over now: from then on what others set is theirs alone.
-    torch.get_num_threads()
+    keep_to_one_core()
     return n_threads
 
 

@@ -77,11 +77,11 @@ class Ledger:
             mean_P, contributors[:] = mean(commit)
             return mean_P, contributors
 
-        def checked_apply(commit: Commit) -> events.StepBegun:
+        async def checked_apply(commit: Commit) -> events.StepBegun:
             before, outer_step = averager.lineage, averager._trainer.outer_step
             assert commit.descriptor.outer_step == outer_step, "a step was applied out of turn"
             assert commit.descriptor.lineage == before, "a step was applied to another history"
-            begun = apply(commit)
+            begun = await apply(commit)
             self._check_commit(commit, contributors)
             if peer not in self.corrupted:
                 self._applied(before, begun, commit.descriptor, contributors)

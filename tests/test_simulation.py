@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from simulation import N_ELEMENTS, SimulatedTrainer, Swarm, simulate
 
+from peers.membership import SILENCE_LEAST_S
 from peers.messages import Role
 
 LAST = 8
@@ -71,6 +72,19 @@ def test_a_seed_replays_exactly() -> None:
 def test_everyone_takes_part_in_every_round_of_a_quiet_swarm() -> None:
     swarm = simulate(5, quiet, last_outer_step=LAST)
     assert all(len(members) == 4 for members in swarm.participation.values())
+
+
+def test_arithmetic_that_takes_longer_than_silence_may_costs_the_round_nobody() -> None:
+    async def slow(swarm: Swarm) -> None:
+        swarm.loop.thread_s = lambda: SILENCE_LEAST_S + swarm.rng.random()
+        for index in range(4):
+            swarm.start(f"p{index}", established=index == 0, phase_s=20.0)
+        await swarm.until(lambda: len(swarm.steps.get(5, ())) == 4)
+        assert "member_down" not in "\n".join(swarm.story)
+        await swarm.finish(900)
+
+    swarm = simulate(0, slow, last_outer_step=6)
+    assert [len(members) for members in swarm.participation.values()] == [4] * 6
 
 
 def test_the_committed_step_is_the_weighted_mean_of_the_contributions() -> None:

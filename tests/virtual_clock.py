@@ -7,6 +7,7 @@ starts inherits it. What belongs to a frozen peer is kept until it is thawed, an
 import asyncio
 import heapq
 import itertools
+import random
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
@@ -17,7 +18,11 @@ PEER: ContextVar[str] = ContextVar("peer")
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose ``time()`` passes only when nothing is left to do; it has no files and no threads."""
+    """An event loop whose ``time()`` passes only when nothing is left to do; it has no files and no threads.
+
+    What is to be done in a thread is done at one moment, a while after it was asked for, and known a while later:
+    whatever else happens in the meantime comes before or after it.
+    """
 
     _ready: deque[asyncio.Handle]
 
@@ -27,6 +32,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._order = itertools.count()
+        dice = random.Random(0)
+        self.thread_s: Callable[[], float] = lambda: dice.choice((0.0, 0.0, 0.01, 0.2)) * dice.random()
+        """How long what is done in a thread waits, and then is not known to be done."""
 
     def time(self) -> float:
         return self._now
@@ -48,6 +56,29 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
+
+    def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> "asyncio.Future[T]":  # type: ignore[override]
+        done: asyncio.Future[T] = self.create_future()
+
+        def tell(result: T | None, error: Exception | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            if done.cancelled():
+                return
+            try:
+                told: tuple[T | None, Exception | None] = work(*args), None
+            except Exception as error:
+                told = None, error
+            self.call_later(self.thread_s(), tell, *told)
+
+        self.call_later(self.thread_s(), run)
+        return done
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Nothing: it is passed over when it is due."""

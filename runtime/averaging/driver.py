@@ -20,6 +20,7 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.figures import OwnFigures
@@ -174,6 +175,8 @@ class Averager:
     async def run(self) -> None:
         """Take part until the run's last outer step is committed here and everyone else had time to have it too."""
         loop = asyncio.get_running_loop()
+        # Here it holds nobody up.
+        await in_thread(self._own.claim)
         await self._transfers.serve()
         await self._joining.serve()
         self._mesh.listener = self._on_mesh
@@ -303,15 +306,15 @@ class Averager:
 
     async def _pause_and_apply(self, commit: Commit) -> events.StepBegun:
         await self._phases.pause()
-        return self._apply(commit)
+        return await self._apply(commit)
 
-    def _apply(self, commit: Commit) -> events.StepBegun:
+    async def _apply(self, commit: Commit) -> events.StepBegun:
         descriptor = commit.descriptor
         me = descriptor.peers.index(self._identity.peer) if self._identity.peer in descriptor.peers else None
         mean_P, contributors = self._results.mean(commit)
         self._post.keep(commit)
         own_P = self._results.own_P if self.machine.contributes else None
-        included, error = self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
+        included, error = await self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
         self._figures.error = error
         self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
         if own_P is not None and self._own.stale == MOST_STALE + 1:
@@ -351,9 +354,11 @@ class Averager:
 
     # Training: in the trainer's own time, between two outer steps.
 
-    def _on_work(self, work: InnerWork) -> None:
+    async def _on_work(self, work: InnerWork) -> None:
         if self._trainer.trains:
-            self._results.own_P = self._own.feedback.contribution(self._trainer.pseudo_gradient())
+            self._results.own_P = await in_thread(
+                lambda: self._own.feedback.contribution(self._trainer.pseudo_gradient())
+            )
         self._figures.ready(asyncio.get_running_loop().time())
         loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
         link = (*self._figures.link(), self._transport.dialable)
@@ -363,7 +368,8 @@ class Averager:
     def _status(self) -> Status:
         member = Role.MEMBER if self._trainer.trains else Role.AUXILIARY
         role = member if self.established and not self._joining.active else Role.JOINING
-        return Status(role, self._own.outer_step, self.lineage, self._trainer.progress, self._own.tokens)
+        present = self._own.present
+        return Status(role, present.outer_step, present.lineage, self._trainer.progress, present.tokens)
 
     async def _keep_status(self) -> None:
         while True:
@@ -428,8 +434,8 @@ class Averager:
         await self._phases.pause()
         kept = ""
         if state is not None:
-            kept = self._abandoned(self.state()) if joined.forked is not False else ""
-            self._own.load(state)
+            kept = self._abandoned(await in_thread(self.state)) if joined.forked is not False else ""
+            await self._own.load(state)
             # What came with it says how fast this peer's link is.
             self._transfers.round_over()
             self._joining.offers.only(state.lineage)

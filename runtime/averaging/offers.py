@@ -3,7 +3,8 @@
 All pieces are named by their digest, and by nothing else.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -45,32 +46,38 @@ class Offers:
     """
 
     def __init__(
-        self, present: Callable[[], Claim | None], take: Callable[[], Snapshot], replayable: Callable[[int], bool]
+        self,
+        present: Callable[[], Claim | None],
+        take: Callable[[], Awaitable[Snapshot]],
+        replayable: Callable[[int], bool],
     ) -> None:
         self.fetched: dict[bytes, memoryview] = {}
         """Pieces of the state that this peer is fetching."""
         self._present, self._take, self._replayable = present, take, replayable
         self._snapshots: dict[bytes, tuple[Snapshot, float]] = {}
         """By the state's digest, and when anybody last fetched of it."""
+        self._offering = asyncio.Lock()
 
-    def offer(self, least_tokens: int, now: float) -> Snapshot | None:
+    async def offer(self, least_tokens: int, now: float) -> Snapshot | None:
         """What a joiner is to fetch: a state that others fetch already where that will do, or else the present one."""
-        self.trim(now)
-        fitting = [
-            snapshot
-            for snapshot, _ in self._snapshots.values()
-            if snapshot.claim.tokens >= least_tokens and self._replayable(snapshot.claim.outer_step)
-        ]
-        if fitting:
-            newest = max(fitting, key=lambda snapshot: snapshot.claim.position)
-            self.add(newest, now)
-            return newest
-        present = self._present()
-        if present is None:
-            return None
-        known = self._snapshots.get(present.state)
-        self.add(known[0] if known else self._take(), now)
-        return self._snapshots[present.state][0]
+        # Whoever asks while it is copied waits for the same copy.
+        async with self._offering:
+            self.trim(now)
+            fitting = [
+                snapshot
+                for snapshot, _ in self._snapshots.values()
+                if snapshot.claim.tokens >= least_tokens and self._replayable(snapshot.claim.outer_step)
+            ]
+            present = self._present()
+            if fitting:
+                chosen = max(fitting, key=lambda snapshot: snapshot.claim.position)
+            elif present is None:
+                return None
+            else:
+                known = self._snapshots.get(present.state)
+                chosen = known[0] if known else await self._take()
+            self.add(chosen, now)
+            return chosen
 
     def add(self, snapshot: Snapshot, now: float) -> None:
         state = snapshot.claim.state

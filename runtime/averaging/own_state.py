@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.claims import Claim
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.feedback import Feedback
@@ -23,41 +25,70 @@ KEPT_CLAIMS = 1024
 MOST_STALE = 4
 
 
+@dataclass(frozen=True)
+class Present:
+    """What belongs to the vectors as they are at one moment."""
+
+    outer_step: int
+    lineage: bytes
+    tokens: int
+    group: tuple[str, ...]
+    pieces: PieceList | None
+    """None until somebody has asked."""
+
+
 class OwnState:
     """All of it changes together, by a committed outer step or by a member's state, and in no other way.
 
+    It does so beside the event loop, from which the state before is seen until the one after is whole.
     ``claims`` has what this peer says of its last outer steps, by outer step.
     """
 
     def __init__(
         self, trainer: Trainer, lineage: bytes, tokens: int, group: tuple[str, ...], lost_P: Tensor | None = None
     ) -> None:
-        self.lineage, self.tokens, self.group = lineage, tokens, group
         self.feedback = Feedback(lost_P)
         self.claims: dict[int, Claim] = {}
         self._trainer = trainer
         # For whoever copies the state in another thread.
         self._changing = threading.Lock()
-        self._pieces: PieceList | None = None
-        self._claim: Claim | None = None
+        self.present = Present(trainer.outer_step, lineage, tokens, group, None)
+        """Replaced as a whole, also from another thread: who wants more than one thing of it looks once."""
         self.stale = 0
         """Outer steps in a row that this peer's contribution was not in."""
 
     @property
     def outer_step(self) -> int:
-        return self._trainer.outer_step
+        return self.present.outer_step
 
+    @property
+    def lineage(self) -> bytes:
+        return self.present.lineage
+
+    @property
+    def tokens(self) -> int:
+        return self.present.tokens
+
+    @property
     def pieces(self) -> PieceList:
         """Of the present state; made once, since it takes a while."""
-        if self._pieces is None:
-            self._pieces = PieceList.of(self._trainer.anchor_P, self._trainer.momentum_P)
-        return self._pieces
+        return self._whole()[1]
 
     def claim(self) -> Claim:
         """What this peer says of its state."""
-        if self._claim is None:
-            self._claim = Claim(self.outer_step, self.lineage, self.pieces().digest, self.tokens, self.group)
-        return self._claim
+        present, pieces = self._whole()
+        return Claim(present.outer_step, present.lineage, pieces.digest, present.tokens, present.group)
+
+    def _whole(self) -> tuple[Present, PieceList]:
+        present = self.present
+        if present.pieces is None:
+            pieces = self._pieces_now()
+            self.present = replace(present, pieces=pieces)
+            return present, pieces
+        return present, present.pieces
+
+    def _pieces_now(self) -> PieceList:
+        return PieceList.of(self._trainer.anchor_P, self._trainer.momentum_P)
 
     def stand_by(self) -> Claim:
         """From now on this is what the peer says that the state of the outer step is."""
@@ -69,10 +100,15 @@ class OwnState:
         """What it stands by now: None while it only has something on its disk."""
         return self.claims.get(self.outer_step)
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """A copy that stays as it is."""
-        anchor_P, momentum_P = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
-        return snapshot_of(self.claims[self.outer_step], self.pieces(), anchor_P, momentum_P)
+
+        def work() -> Snapshot:
+            with self._changing:
+                copies = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
+                return snapshot_of(self.claim(), self.pieces, *copies)
+
+        return await in_thread(work)
 
     def copy(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
         """All of it at one moment, from any thread.
@@ -84,9 +120,10 @@ class OwnState:
             anchor_P, momentum_P, lost_P = map(_copied, present, memory)
             assert anchor_P is not None
             assert momentum_P is not None
-            return State(self.outer_step, self.lineage, self.tokens, self.group, anchor_P, momentum_P, lost_P)
+            now = self.present
+            return State(now.outer_step, now.lineage, now.tokens, now.group, anchor_P, momentum_P, lost_P)
 
-    def advance(
+    async def advance(
         self,
         commit: Commit,
         mean_P: Tensor,
@@ -113,28 +150,36 @@ class OwnState:
             if shard not in included and self.stale <= MOST_STALE
         ]
         members = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
-        error = None
-        with self._changing:
-            self._trainer.apply_outer_step(mean_P, missed)
-            self.lineage = next_lineage(
-                self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
-            )
-            self.tokens += sum(entry.weight for entry in members)
-            self.group = tuple(entry.peer for entry in members)
-            if own_P is not None and included:
-                codec = codec_named(descriptor.codec)
-                error = round(self.feedback.settle(codec, own_P, descriptor.bounds, included, own_share), 6)
-        self._claim = self._pieces = None
-        return members, error
+        group = tuple(entry.peer for entry in members)
+        tokens = self.tokens + sum(entry.weight for entry in members)
+        lineage = next_lineage(
+            self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
+        )
 
-    def load(self, state: State) -> None:
+        def work() -> float | None:
+            error = None
+            with self._changing:
+                self._trainer.apply_outer_step(mean_P, missed)
+                if own_P is not None and included:
+                    codec = codec_named(descriptor.codec)
+                    error = round(self.feedback.settle(codec, own_P, descriptor.bounds, included, own_share), 6)
+                self.present = Present(self._trainer.outer_step, lineage, tokens, group, self._pieces_now())
+            return error
+
+        return members, await in_thread(work)
+
+    async def load(self, state: State) -> None:
         """Go over to a member's state. What this peer had trained is gone, and what the codec lost of it."""
-        with self._changing:
-            self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
-            self.lineage, self.tokens, self.group = state.lineage, state.tokens, state.group
-            self.stale = 0
-            self.feedback.forget()
-        self._claim = self._pieces = None
+
+        def work() -> None:
+            with self._changing:
+                self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
+                self.stale = 0
+                self.feedback.forget()
+                now = self._pieces_now()
+                self.present = Present(state.outer_step, state.lineage, state.tokens, state.group, now)
+
+        await in_thread(work)
 
 
 def _copied(vector_P: Tensor | None, memory_P: Tensor | None) -> Tensor | None:

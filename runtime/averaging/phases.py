@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -43,10 +43,11 @@ class Trainer(Protocol):
 class InnerPhases:
     """Lets the trainer go on after each outer step and stops it before the next is applied.
 
-    ``done`` is called with what a phase came to, when it ends by itself or by ``stop``, not by ``pause``.
+    ``done`` is awaited with what a phase came to, when it ends by itself or by ``stop``, not by ``pause``; the phase is
+    over when it is.
     """
 
-    def __init__(self, trainer: Trainer, done: Callable[[InnerWork], None]) -> None:
+    def __init__(self, trainer: Trainer, done: Callable[[InnerWork], Awaitable[None]]) -> None:
         self._trainer, self._done = trainer, done
         self._stop = threading.Event()
         self._go = asyncio.Event()
@@ -66,16 +67,16 @@ class InnerPhases:
                 self._still.clear()
                 try:
                     work = await self._trainer.train(self._stop)
+                    if self._pausing:
+                        continue
+                    if self._stop.is_set() and not work.tokens:
+                        # It came when the others were ready: an outer step of such contributions alone would move the
+                        # model by momentum only. It trains on, and is in time for the next.
+                        self.go()
+                    else:
+                        await self._done(work)
                 finally:
                     self._still.set()
-                if self._pausing:
-                    continue
-                if self._stop.is_set() and not work.tokens:
-                    # It came when the others were ready: an outer step of such contributions alone would move the
-                    # model by momentum only. It trains on, and is in time for the next.
-                    self.go()
-                else:
-                    self._done(work)
         finally:
             self._stop.set()
 

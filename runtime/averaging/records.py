@@ -22,7 +22,7 @@ def commit_fields(commit: Commit, included: Sequence[MemberEntry], own: OwnState
         "outer_step": own.outer_step,
         "attempt": commit.descriptor.attempt,
         "lineage": own.lineage.hex(),
-        "anchor_sha256": own.pieces().anchor_digest.hex(),
+        "anchor_sha256": own.pieces.anchor_digest.hex(),
         "members": [entry.peer for entry in included],
         "weights": [entry.weight for entry in included],
         "losses": [entry.loss for entry in included],

@@ -66,7 +66,7 @@ class Result(Payload):
                 break
             chunk = self.view[HEADER_BYTES + where.start : HEADER_BYTES + where.stop]
             self._codec.check(chunk, stop - self._start)
-            if self._out_P is not None:
+            if self._out_P is not None and not self.dropped:
                 self._codec.decode(chunk, self._out_P[self._start : stop])
             self._start = stop
         super().grow(n_ready)
@@ -258,7 +258,11 @@ class Results:
         contributors = []
         for shard, digest in enumerate(commit.digests):
             result = self.result(shard, digest)
-            if self._decoding.get(shard) is not result:
+            if (other := self._decoding.get(shard)) is not result:
+                # What still comes of it does not change the mean any more.
+                if other is not None and not other.complete:
+                    other.drop()
+                self._decoding[shard] = result
                 self._mean_P[descriptor.bounds[shard] : descriptor.bounds[shard + 1]] = result.decode()
             contributors.append(result.contributors)
         return self._mean_P, contributors

@@ -241,7 +241,7 @@ class StateSync:
             case ClaimRequest(outer_step):
                 await self._say(stream, self._claims.get(outer_step))
             case OfferRequest(least_tokens):
-                snapshot = self._offers.offer(least_tokens, asyncio.get_running_loop().time())
+                snapshot = await self._offers.offer(least_tokens, asyncio.get_running_loop().time())
                 await self._say(stream, snapshot.claim if snapshot else None)
             case HaveRequest(state):
                 await self._say(stream, self._have(state))

@@ -32,7 +32,11 @@ class CountingTrainer:
 def test_a_phase_that_is_stopped_hands_in_what_it_did_and_one_that_did_nothing_goes_on(steps_before: int) -> None:
     async def main() -> list[int]:
         trainer, handed_in = CountingTrainer(), list[InnerWork]()
-        phases = InnerPhases(trainer, handed_in.append)  # type: ignore[arg-type]
+
+        async def done(work: InnerWork) -> None:
+            handed_in.append(work)
+
+        phases = InnerPhases(trainer, done)  # type: ignore[arg-type]
         running = asyncio.create_task(phases.run())
         phases.go()
         # The first turn begins the phase with an inner step; with none, the stop comes before that.

@@ -132,6 +132,17 @@ def test_results_of_one_shard_cannot_fill_the_memory() -> None:
     assert float(mean_P[PLAN.bounds[1] : PLAN.bounds[2]].mean()) == pytest.approx(7.0)
 
 
+@pytest.mark.parametrize("late", ["begun before", "begun after"])
+def test_what_comes_once_a_step_is_committed_does_not_change_its_mean(late: str) -> None:
+    results, other = buffers(), result(0, value=9.0)
+    room = results.result_from(0) if late == "begun before" else None
+    digests = tuple(take_result(results, shard, result(shard), None) for shard in range(3))
+    mean_P, _ = results.mean(Commit(PLAN, digests))
+    committed_P = mean_P.clone()
+    take(room or results.result_from(0), other)
+    assert torch.equal(mean_P, committed_P)
+
+
 def test_results_that_no_honest_reducer_makes_are_errors() -> None:
     strict = Results("peer-a", 2)
     strict.follow(PLAN)

@@ -53,7 +53,11 @@ class Place:
     ) -> StateSync:
         if rate:
             self.network.bytes_per_s[peer] = rate
-        offers = Offers(lambda: snapshot.claim if snapshot else None, lambda: take(snapshot), lambda step: True)
+
+        async def taken() -> Snapshot:
+            return take(snapshot)
+
+        offers = Offers(lambda: snapshot.claim if snapshot else None, taken, lambda step: True)
         known = claims if claims is not None else ({snapshot.claim.outer_step: snapshot.claim} if snapshot else {})
         transport = self.network.transport(peer)
         strike = lambda who, why: self.strikes.append((who, why))  # noqa: E731
@@ -299,31 +303,39 @@ def test_one_snapshot_serves_all_who_come_while_it_can_be_caught_up_from() -> No
     def present() -> Claim:
         return replace(CLAIM, outer_step=step, tokens=100 * step, state=bytes([step]) * 32)
 
-    def copy() -> Snapshot:
-        taken.append(step)
-        return a_snapshot(present())
+    async def copy() -> Snapshot:
+        claim = present()
+        await asyncio.sleep(0.1)
+        taken.append(claim.outer_step)
+        return a_snapshot(claim)
 
-    offers = Offers(present, copy, lambda step: replayable)
-    first = offers.offer(0, 0.0)
-    step = 9
-    assert offers.offer(0, IDLE_S) is first
-    # To whoever has all of that already the present state is offered, and copied once.
-    for _ in range(3):
-        later = offers.offer(701, IDLE_S)
-        assert later is not None
-        assert later.claim.outer_step == 9
-    assert taken == [7, 9]
-    # Whoever asks for more than there is has none of it copied again.
-    assert offers.offer(1 << 60, IDLE_S) is later
-    step, replayable = 20, False
-    newest = offers.offer(0, IDLE_S + 1.0)
-    assert newest is not None
-    assert newest.claim.outer_step == 20
-    assert taken == [7, 9, 20]
-    # At most two: the one that nobody has wanted for longest is gone.
-    assert offers.list_of(bytes([7]) * 32) is None
-    offers.trim(3 * IDLE_S)
-    assert offers.piece(PIECES.anchor[0], 0.0) is None
+    async def main() -> None:
+        nonlocal step, replayable
+        offers = Offers(present, copy, lambda step: replayable)
+        # Who asks while it is copied as well.
+        first, second = await asyncio.gather(offers.offer(0, 0.0), offers.offer(0, 0.0))
+        assert first is second
+        step = 9
+        assert await offers.offer(0, IDLE_S) is first
+        # To whoever has all of that already the present state is offered, and copied once.
+        for _ in range(3):
+            later = await offers.offer(701, IDLE_S)
+            assert later is not None
+            assert later.claim.outer_step == 9
+        assert taken == [7, 9]
+        # Whoever asks for more than there is has none of it copied again.
+        assert await offers.offer(1 << 60, IDLE_S) is later
+        step, replayable = 20, False
+        newest = await offers.offer(0, IDLE_S + 1.0)
+        assert newest is not None
+        assert newest.claim.outer_step == 20
+        assert taken == [7, 9, 20]
+        # At most two: the one that nobody has wanted for longest is gone.
+        assert offers.list_of(bytes([7]) * 32) is None
+        offers.trim(3 * IDLE_S)
+        assert offers.piece(PIECES.anchor[0], 0.0) is None
+
+    run_virtual(main())
 
 
 def test_a_list_in_which_a_short_piece_has_the_name_of_a_long_one_is_none() -> None:
