@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from peers import membership
-from peers.errors import NetworkError, PeerError, ProtocolViolation, StreamClosed, Unreachable
+from peers.announcing import Announcing
+from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.identity import Identity
 from peers.membership import (
     HEARTBEAT_S,
@@ -36,29 +37,23 @@ from peers.membership import (
 )
 from peers.messages import (
     CONTROL,
-    MAX_RECORDS,
     PROTOCOL_VERSION,
-    RECORD,
     Addresses,
     Goodbye,
     Heartbeat,
     Hello,
     Introduction,
     Lost,
-    MemberRecord,
     Status,
 )
-from peers.records import MEMBER_CONTEXT, RECORD_TTL_S, members_key, read_record, read_records
 from peers.transport import FRAME_HEADER_BYTES, Discovery, Stream, Transport
-from peers.wire import seal, unpack
+from peers.wire import unpack
 
 logger = logging.getLogger(__name__)
 
 CONTROL_PROTOCOL = "atoll-control-1"
 # A round descriptor of 256 members takes about 16 KiB.
 MAX_CONTROL_BYTES = 1 << 18
-ANNOUNCE_EVERY_S = 60.0
-LOOK_EVERY_S = 5.0
 # About ten rounds' worth of messages: who cannot take them is not there.
 MAX_QUEUED = 256
 # How often a process looks whether it stood still, and how late it has to be to say so.
@@ -114,25 +109,21 @@ class Mesh:
         """Called once with each peer that speaks another protocol version: it is no member, and no offender."""
         self.bytes_sent = 0
         self.bytes_received = 0
-        self._identity, self._run_id = identity, run_id
-        self._transport, self._discovery = transport, discovery
-        self._status, self._rng, self._strike, self._unix_time = status, rng, strike, unix_time
+        self._run_id, self._transport = run_id, transport
+        self._status, self._strike = status, strike
         self._machine = membership.Membership(identity.peer)
+        self._announcing = Announcing(
+            identity, run_id, transport, discovery, self._machine, rng, unix_time, self._know, self._tell_addresses
+        )
         self._inbound: dict[str, Stream] = {}
         self._queues: dict[str, asyncio.Queue[bytes]] = {}
         self._writers: dict[str, asyncio.Task[None]] = {}
-        self._addresses: Addresses = ()
-        self._records: dict[str, bytes] = {}
-        """What the DHT had at the last look."""
-        self._introductions: dict[str, bytes] = {}
-        """The record of each peer, this one included, as far as one that holds was seen."""
         self._known: dict[str, Addresses] = {}
         for address in known:
             peer = address.rpartition("/p2p/")[2]
             self._known[peer] = (*self._known.get(peer, ()), address)
         self._over = self._leaving = False
         self._strangers: set[str] = set()
-        self._announce_now = asyncio.Event()
 
     def members(self) -> dict[str, Status]:
         return self._machine.members()
@@ -154,17 +145,17 @@ class Mesh:
 
     def tell_addresses(self) -> None:
         """Where this peer can be dialled has changed: say so to everyone, now."""
-        self._announce_now.set()
+        self._announcing.look_again()
 
     async def run(self) -> None:
         """Keep the mesh up until cancelled; then say goodbye."""
-        self._addresses = await self._transport.addresses()
+        self._announcing.addresses = await self._transport.addresses()
         await self._transport.serve(CONTROL_PROTOCOL, self._read)
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                tasks.create_task(self._keep_announced())
-                tasks.create_task(self._keep_looking())
+                tasks.create_task(self._announcing.keep_announced())
+                tasks.create_task(self._announcing.keep_looking())
                 tasks.create_task(self._keep_time())
                 for peer, addresses in self._known.items():
                     self._handle(Known(peer, addresses))
@@ -181,82 +172,18 @@ class Mesh:
         telling = [self._writers[peer] for peer in self._queues]
         with suppress(TimeoutError):
             async with asyncio.timeout(1.5):
-                await self._announce(left=True)
+                await self._announcing.announce(left=True)
                 if telling:
                     await asyncio.wait(telling)
-
-    async def _announce(self, left: bool = False) -> None:
-        value, expires_at = self._seal_record(left)
-        await self._discovery.store(members_key(self._run_id), self.peer, value, expires_at)
-
-    def _seal_record(self, left: bool = False) -> tuple[bytes, float]:
-        expires_at = self._unix_time() + RECORD_TTL_S
-        record = MemberRecord(self._run_id, self._addresses, expires_at, left)
-        value = seal(self._identity, MEMBER_CONTEXT, RECORD.encode(record))
-        self._introductions[self.peer] = value
-        return value, expires_at
-
-    async def _keep_announced(self) -> None:
-        while True:
-            await self._announce()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ANNOUNCE_EVERY_S * self._rng.uniform(0.8, 1.2)):
-                    await self._announce_now.wait()
-            self._announce_now.clear()
-            # p2pd learns late how others see it, and so may this peer that it can be dialled, or cannot.
-            try:
-                addresses = await self._transport.addresses()
-            except NetworkError:
-                # Too many streams at once, say. If p2pd is gone whoever runs it knows.
-                continue
-            if addresses != self._addresses:
-                self._addresses = addresses
-                self._seal_record()
-                for peer in self._machine.members():
-                    self._enqueue(peer, _OWN + CONTROL.encode(self._introduction()))
-
-    async def _keep_looking(self) -> None:
-        while True:
-            found = await self._discovery.get(members_key(self._run_id))
-            # A record is signed anew each time that it is announced: an old one has been read.
-            news = {peer: value for peer, value in found.items() if self._records.get(peer) != value}
-            self._records = found
-            for known in read_records(news, self._run_id, self._unix_time()):
-                self._meet(news[known.peer])
-            # Until somebody is found this is all that there is to do.
-            await asyncio.sleep((LOOK_EVERY_S if self.members() else 0.5) * self._rng.uniform(0.8, 1.2))
-
-    def _meet(self, record: bytes, sender: str = "") -> None:
-        """Take a record that may be news; an older one than is known is not, whoever introduces with it.
-
-        Unless it is ``sender``'s own: its word now, by a clock that may have been set back.
-        """
-        now_unix = self._unix_time()
-        read = read_record(record, self._run_id, now_unix)
-        if read is None:
-            return
-        known, expires_at = read
-        held = read_record(self._introductions.get(known.peer, b""), self._run_id, now_unix)
-        if held is not None and held[1] > expires_at and known.peer != sender:
-            return
-        self._introductions[known.peer] = record
-        if len(self._introductions) > MOST_KNOWN:
-            # Nobody is introduced whom this peer is not linked with.
-            others = (peer for peer in self._introductions if peer != self.peer and not self._machine.is_up(peer))
-            del self._introductions[next(others, known.peer)]
-        self._know(known)
 
     def _know(self, known: Known) -> None:
         self._handle(known)
         if self._machine.is_up(known.peer):
             self.met(known.peer, known.addresses)
 
-    def _introduction(self) -> Introduction:
-        linked = [peer for peer in self._machine.members() if peer in self._introductions]
-        chosen = self._rng.sample(linked, min(len(linked), MAX_RECORDS - 1))
-        return Introduction(
-            tuple(self._introductions[peer] for peer in (self.peer, *chosen) if peer in self._introductions)
-        )
+    def _tell_addresses(self) -> None:
+        for peer in self._machine.members():
+            self._enqueue(peer, _OWN + CONTROL.encode(self._announcing.introduction()))
 
     async def _keep_time(self) -> None:
         loop = asyncio.get_running_loop()
@@ -318,9 +245,9 @@ class Mesh:
         queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUED)
         watching: asyncio.Task[None] | None = None
         try:
-            hello = Hello(PROTOCOL_VERSION, self._run_id, self._addresses, self._status)
+            hello = Hello(PROTOCOL_VERSION, self._run_id, self._announcing.addresses, self._status)
             await self._send(stream, _OWN + CONTROL.encode(hello))
-            await self._send(stream, _OWN + CONTROL.encode(self._introduction()))
+            await self._send(stream, _OWN + CONTROL.encode(self._announcing.introduction()))
             self._queues[peer] = queue
             self._handle(Dialled(peer))
             watching = self._tasks.create_task(self._watch(stream, queue))
@@ -394,10 +321,7 @@ class Mesh:
                 self._handle(Doubted(lost))
             case Introduction(records):
                 self._handle(Heard(peer, None))
-                known = frozenset(self._introductions.values())
-                for record in records:
-                    if record not in known:
-                        self._meet(record, peer)
+                self._announcing.introduced(records, peer)
             case Goodbye(reason):
                 self._handle(Ended(peer, f"left: {reason}", left=True))
             case _:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peers import service
+from peers import announcing, service
 from peers.identity import Identity
 from peers.membership import Down
 from peers.memory import MemoryNetwork
@@ -94,14 +94,14 @@ def test_an_introduction_that_nobody_could_have_made_is_not_followed(lie: str) -
         expires_at = network.unix_time() + (-1.0 if lie == "expired" else RECORD_TTL_S)
         record = MemberRecord("6" * 40 if lie == "of another run" else RUN, ("/memory/x",), expires_at, left=False)
         sealed = seal(CAT, "something else" if "signed" in lie else MEMBER_CONTEXT, RECORD.encode(record))
-        bob._introductions[BOB.peer] = sealed
-        announce = bob._announce
+        bob._announcing._records[BOB.peer] = sealed
+        announce = bob._announcing.announce
 
         async def announce_nothing(left: bool = False) -> None:
             if left:
                 await announce(left)
 
-        bob._announce = announce_nothing  # type: ignore[method-assign]
+        bob._announcing.announce = announce_nothing  # type: ignore[method-assign]
         tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
         await until(lambda: BOB.peer in ann.members())
         await asyncio.sleep(0.1)
@@ -189,7 +189,7 @@ def test_whoever_greets_in_ever_another_version_is_told_of_once(monkeypatch: pyt
 def test_a_stranger_that_tells_of_any_number_of_peers_takes_no_more_room_than_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(service, "MOST_KNOWN", 8)
+    monkeypatch.setattr(announcing, "MOST_KNOWN", 8)
 
     async def scenario(network: MemoryNetwork) -> None:
         ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
@@ -198,17 +198,17 @@ def test_a_stranger_that_tells_of_any_number_of_peers_takes_no_more_room_than_th
         made_up = [Identity.from_seed(bytes([number]) * 32) for number in range(100, 130)]
         record = RECORD.encode(MemberRecord(RUN, ("/memory/x",), network.unix_time() + RECORD_TTL_S, left=False))
         sealed = tuple(seal(one, MEMBER_CONTEXT, record) for one in made_up)
-        told = bob._introduction
+        told = bob._announcing.introduction
 
         def tell_of_many() -> Introduction:
             return Introduction((*sealed, *told().records))
 
-        bob._introduction = tell_of_many  # type: ignore[method-assign]
+        bob._announcing.introduction = tell_of_many  # type: ignore[method-assign]
         tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
-        await until(lambda: BOB.peer in ann.members() and BOB.peer in ann._introductions)
+        await until(lambda: BOB.peer in ann.members() and BOB.peer in ann._announcing._records)
         # It was looked at whole, and there is room for those who are there, after it as well.
-        assert len(ann._introductions) == 8
-        assert {ANN.peer, BOB.peer} <= ann._introductions.keys()
+        assert len(ann._announcing._records) == 8
+        assert {ANN.peer, BOB.peer} <= ann._announcing._records.keys()
         assert set(met) == {BOB.peer}
         for task in tasks:
             task.cancel()
@@ -220,12 +220,14 @@ def test_where_a_peer_can_be_dialled_is_its_word_now_though_its_clock_was_set_ba
     async def scenario(network: MemoryNetwork) -> None:
         ann, bob = mesh(network, ANN, BOB), mesh(network, BOB)
         tasks = [asyncio.create_task(one.run()) for one in (bob, ann)]
-        await until(lambda: BOB.peer in ann.members() and BOB.peer in ann._introductions and ANN.peer in bob.members())
+        await until(
+            lambda: BOB.peer in ann.members() and BOB.peer in ann._announcing._records and ANN.peer in bob.members()
+        )
 
         async def moved() -> tuple[str, ...]:
             return ("/memory/moved",)
 
-        bob._unix_time = lambda: network.unix_time() - 600
+        bob._announcing._unix_time = lambda: network.unix_time() - 600
         bob._transport.addresses = moved  # type: ignore[method-assign]
         bob.tell_addresses()
         await until(lambda: ann._machine.addresses_of(BOB.peer) == ("/memory/moved",))
