@@ -99,7 +99,10 @@ def limits_words(in_force: Mapping[str, object]) -> list[str]:
 
 
 def limit_words(value: object) -> str:
-    return ("on" if value else OFF) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else OFF
+    # Of threads, as many as PyTorch chooses.
+    return str(value) if value else "any"
 
 
 def clock(minute: int) -> str:

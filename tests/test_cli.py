@@ -254,6 +254,13 @@ def test_the_help_of_a_command_fits_one_screen_and_names_the_defaults(command: s
     assert "default: " in done.output
 
 
+def test_the_list_of_commands_fits_one_screen_with_a_line_for_each() -> None:
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert len(done.output.splitlines()) <= 44
+    listed = done.output.partition("Commands")[2].splitlines()[1:-1]
+    assert all(line[2:11].strip() for line in listed if line.startswith("│"))
+
+
 def test_keygen_writes_a_private_key_and_prints_its_peer_id(tmp_path: Path) -> None:
     done = atoll("keygen", cwd=tmp_path)
     key = tmp_path / ".config" / "atoll" / "identity.key"

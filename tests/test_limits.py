@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import machine
-from runtime.limits import MINUTES_A_DAY, Hours, Limits, parse_hours, parse_rate, parse_size
+from runtime.limits import MINUTES_A_DAY, Hours, Limits, limit_words, parse_hours, parse_rate, parse_size
 from runtime.machine import Spent, others_share
 from runtime.pausing import Busy, Look, reason_to_pause
 
@@ -131,6 +131,12 @@ def test_a_short_burst_pauses_nothing() -> None:
     busy = Busy()
     for second in range(0, 600, 2):
         assert not busy.look(second, 1.0 if second % 60 < 10 else 0.1)
+
+
+def test_a_limit_in_words_is_what_its_user_would_say() -> None:
+    assert [limit_words(value) for value in ("2MB/s", "off", 2, 0, True, False)] == [
+        *("2MB/s", "off", "2", "any", "on", "off")
+    ]
 
 
 def test_own_work_is_not_that_of_others() -> None:

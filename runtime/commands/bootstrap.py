@@ -26,10 +26,10 @@ def bootstrap(
     host: Host = "0.0.0.0",
     port: Annotated[int, typer.Option(metavar="N", help="TCP port; 0: any free one.")] = 4001,
 ) -> int:
-    """Lead peers to each other, on a machine that is always there: no model, no PyTorch.
+    """Lead peers to each other, without model and PyTorch.
 
-    Prints its addresses, for atoll start --bootstrap; with an INVITE also that invite with its own address in it.
-    Ctrl-C ends it.
+    For a machine that is always there. Prints its addresses, for atoll start --bootstrap; with an INVITE also that
+    invite with its own address in it. Ctrl-C ends it.
     """
     parsed = parse_invite(invite) if invite is not None else None
     others = tuple(peers.split(",")) if peers else ()

@@ -36,7 +36,7 @@ UNCHANGED = "as it is"
 
 
 def status(run: Which = None, as_json: Json = False) -> int:
-    """Show what a running peer does, and what it may take of this machine.
+    """Show what a running peer does, and its limits.
 
     Exit code 0: it is well, be it at work or paused. 1: it does not answer, or its training stands still. 2: none runs.
     """
@@ -69,7 +69,10 @@ def limits(
     save: Annotated[bool, typer.Option("--save", help="For later starts too, in the peer file.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show the limits of a running peer, or change them: at once, until it ends or, with --save, for good."""
+    """Show the limits of a running peer, or change them.
+
+    At once, and until it ends or, with --save, for good.
+    """
     said: dict[str, object] = {"up": up, "down": down, "memory": memory, "disk": disk, "hours": hours}
     said["threads"] = UNCHANGED if threads is None else threads
     said["pause-on-battery"] = _on_or_off("--pause-on-battery", pause_on_battery)
@@ -91,7 +94,10 @@ def limits(
 
 
 def pause(run: Which = None) -> int:
-    """Let a running peer leave its run for a while: it keeps its work, and gives memory and link back."""
+    """Let a running peer leave its run for a while.
+
+    It keeps its work, and gives memory and link back.
+    """
     folder = find_running(run)
     told = _ask(folder, {"do": "pause"})
     deadline = time.monotonic() + LEAVING_S
@@ -114,7 +120,7 @@ def resume(run: Which = None) -> int:
 
 
 def leave(run: Which = None) -> int:
-    """Let a running peer say goodbye, save and end, as Ctrl-C does."""
+    """Let a running peer say goodbye and end, as Ctrl-C does."""
     folder = find_running(run)
     _ask(folder, {"do": "leave"})
     deadline = time.monotonic() + LEAVING_S

@@ -22,7 +22,7 @@ def dashboard(
     ] = None,
     speed: Annotated[float, typer.Option(metavar="X", help="Replay so many times as fast.")] = 10.0,
 ) -> int:
-    """Show a run in a browser, on a page that only reads. Ctrl-C ends it.
+    """Show a run in a browser. Ctrl-C ends it.
 
     Give an INVITE to watch a live run, or --replay for one that is over.
     """

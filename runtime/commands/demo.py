@@ -51,7 +51,10 @@ def demo(
         typer.Option(metavar="DIR", help="Empty or new folder for logs and report.json.", show_default="temporary"),
     ] = None,
 ) -> int:
-    """Train a small model with a swarm on this machine, and report on it."""
+    """Train a small model with a swarm on this machine.
+
+    And report on it in the end.
+    """
     if storm is not None:
         if not 0 < storm <= MOST_FAULTS_PER_HOUR:
             raise ConfigError(

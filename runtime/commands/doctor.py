@@ -31,7 +31,7 @@ def doctor(
     invite: Annotated[str | None, typer.Argument(help="Of the run to look at; without, no network.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> int:
-    """Look whether this machine is fit for a run, and what to mend. Joins nothing.
+    """Look whether this machine is fit for a run. Joins nothing.
 
     Flags and peer file are those of atoll join. Exit code 1 if anything fails.
     """

@@ -27,7 +27,7 @@ def invite(
     run: Run = None,
     qr: Annotated[bool, typer.Option(help="A QR code as well, where a terminal has room for it.")] = True,
 ) -> int:
-    """Print the invite of a run on this disk again, as text and as a QR code."""
+    """Print the invite of a run on this disk, also as a QR code."""
     kept = _only_run() if run is None else find_run(run)
     folder = Folder(kept.folder)
     found = invite_of(kept)

@@ -25,7 +25,10 @@ def keygen(
         Path | None, typer.Argument(help="Where to write it.", metavar="PATH", show_default=KEY_DEFAULT)
     ] = None,
 ) -> int:
-    """Create this machine's private key, and print its peer id. Never overwrites."""
+    """Create this machine's private key, and print its peer id.
+
+    Never overwrites.
+    """
     chosen = default_key() if path is None else path
     identity = _create_key(chosen, make_parents=path is None)
     print(identity.peer)

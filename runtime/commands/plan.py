@@ -33,7 +33,10 @@ def plan(
     step_s: StepS = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> int:
-    """Reckon what a run takes of its peers: memory, disk, bytes, time. Starts nothing."""
+    """Reckon what a run takes: memory, disk, bytes, time.
+
+    Starts nothing.
+    """
     config = load_run_file(file)
     if not 1 <= peers <= MOST_PEERS:
         raise ConfigError(f"--peers is {peers}, but must be from 1 to {MOST_PEERS}")

@@ -111,7 +111,7 @@ def export(
     ] = None,
     form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="safetensors.")] = "safetensors",
 ) -> int:
-    """Write a run's newest weights, the model's shape and a card for others to use."""
+    """Write a run's newest weights and a card, for others to use."""
     if form != "safetensors":
         raise ConfigError(f"--format is {form!r}, but must be safetensors")
     kept = find_run(run)

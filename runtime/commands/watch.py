@@ -42,7 +42,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show it once and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: one JSON object.")] = False,
 ) -> int:
-    """Watch a run: its loss, its members, the round under way. Takes no part in it; Ctrl-C ends."""
+    """Watch a run in the terminal. Ctrl-C ends it.
+
+    Its loss, its members, the round under way. Takes no part in it.
+    """
     parsed = parse_invite(invite)
     if as_json and not once:
         raise ConfigError("--json shows a run once: say atoll watch INVITE --once --json")
@@ -96,7 +99,7 @@ def replay(
     logs: Logs,
     speed: Annotated[float, typer.Option(metavar="N", help="So many times as fast as it was.")] = 10.0,
 ) -> int:
-    """Show a past run again from its peers' logs, as atoll watch shows one that goes on."""
+    """Show a past run again in the terminal, from its peers' logs."""
     if not (math.isfinite(speed) and 0 < speed <= MOST_SPEED):
         raise ConfigError(f"--speed is {speed:g}, but must be above 0 and at most {MOST_SPEED:g}")
     watched, logs = Watched(), _folder_of(logs)
@@ -113,7 +116,10 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite it.")] = False,
 ) -> int:
-    """Write one HTML page of a run, from its peers' logs: to be read anywhere, and to be shared."""
+    """Write one HTML page of a run, from its peers' logs.
+
+    To be read anywhere, and to be shared.
+    """
     logs = _folder_of(logs)
     events = source.logged(logs)
     manifest = source.manifest_below(logs)
