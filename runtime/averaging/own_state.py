@@ -1,5 +1,6 @@
 """This peer's state of the run: what the trainer has, and the lineage, tokens and group that belong to it."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,8 @@ class OwnState:
                 copies = self._trainer.anchor_P.clone(), self._trainer.momentum_P.clone()
                 return snapshot_of(self.claim(), self.pieces, *copies)
 
-        return await in_thread(work)
+        # Not in the thread in which the next contribution is made: no round waits for a joiner.
+        return await asyncio.to_thread(work)
 
     def copy(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
         """All of it at one moment, from any thread.

@@ -49,3 +49,28 @@ def test_a_phase_that_is_stopped_hands_in_what_it_did_and_one_that_did_nothing_g
         return [work.tokens for work in handed_in]
 
     assert asyncio.run(main()) == [40 if not steps_before else 10 * steps_before]
+
+
+def test_a_phase_is_not_over_before_its_contribution_is_made() -> None:
+    async def main() -> list[str]:
+        told, makes, may_end = list[str](), asyncio.Event(), asyncio.Event()
+
+        async def done(work: InnerWork) -> None:
+            makes.set()
+            await may_end.wait()
+            told.append("made")
+
+        phases = InnerPhases(CountingTrainer(), done)  # type: ignore[arg-type]
+        running = asyncio.create_task(phases.run())
+        phases.go()
+        await makes.wait()
+        pausing = asyncio.create_task(phases.pause())
+        await asyncio.wait([pausing], timeout=0.05)
+        assert not pausing.done()
+        assert not phases.are_still
+        may_end.set()
+        await pausing
+        running.cancel()
+        return told
+
+    assert asyncio.run(main()) == ["made"]
