@@ -1,10 +1,27 @@
-"""Ending what runs beside."""
+"""Ending what runs beside, or letting it end."""
 
 import asyncio
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def end(task: asyncio.Future[Any]) -> None:
     """Cancel a task and wait until it is over."""
     task.cancel()
     await asyncio.wait([task])
+
+
+async def whole(work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns. If this is cancelled meanwhile, that is so once the work is done, and not before."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    result = task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result

@@ -274,6 +274,7 @@ class Swarm:
             # It was all that had gone on: the others cannot know how, and may go on otherwise.
             self.ledger.forks_allowed = True
         self.network.crash(victim.peer)
+        self.loop.kill(victim.peer)
         victim.task.cancel()
         self.loop.thaw(victim.peer)
         await asyncio.wait([victim.task])

@@ -87,6 +87,29 @@ def test_arithmetic_that_takes_longer_than_silence_may_costs_the_round_nobody() 
     assert [len(members) for members in swarm.participation.values()] == [4] * 6
 
 
+@pytest.mark.parametrize("later_s", [0.0, 0.5, 1.5])
+def test_who_leaves_in_the_middle_of_a_step_leaves_with_all_of_it(later_s: float) -> None:
+    async def leaves(swarm: Swarm) -> None:
+        swarm.loop.thread_s = lambda: 1.0
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0, phase_s=10.0)
+        await swarm.until(lambda: len(swarm.steps.get(2, ())) == 3)
+        goes = swarm.peers["p1"]
+        before = goes.averager.lineage
+        await swarm.until(lambda: goes.averager.machine.pending_commit is not None)
+        await asyncio.sleep(later_s)
+        goes.task.cancel()
+        await asyncio.wait([goes.task])
+        assert goes.averager.lineage != before
+        await swarm.finish(300)
+
+    swarm = simulate(0, leaves, last_outer_step=4)
+    lineages = {lineage for lineage, _ in swarm.steps[3].values()}
+    assert sorted(swarm.steps[3]) == ["p0", "p1", "p2"]
+    assert swarm.disks["p1"].outer_step == 3
+    assert {swarm.disks["p1"].lineage.hex()} == lineages
+
+
 def test_the_committed_step_is_the_weighted_mean_of_the_contributions() -> None:
     async def one_step(swarm: Swarm) -> None:
         peers = [swarm.start("p0", established=True), *(swarm.start(f"p{index}") for index in range(1, 4))]

@@ -35,6 +35,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         dice = random.Random(0)
         self.thread_s: Callable[[], float] = lambda: dice.choice((0.0, 0.0, 0.01, 0.2)) * dice.random()
         """How long what is done in a thread waits, and then is not known to be done."""
+        self._in_threads = dict[asyncio.Future[Any], str]()
 
     def time(self) -> float:
         return self._now
@@ -50,6 +51,11 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def frozen(self, peer: str) -> bool:
         return peer in self.held_back
 
+    def kill(self, peer: str) -> None:
+        """Nothing that this peer is having done in threads comes to an end that anybody hears of."""
+        for done in [done for done, whose in self._in_threads.items() if whose == peer]:
+            done.cancel()
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
@@ -59,6 +65,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> "asyncio.Future[T]":  # type: ignore[override]
         done: asyncio.Future[T] = self.create_future()
+        self._in_threads[done] = PEER.get("")
+        done.add_done_callback(self._in_threads.pop)
 
         def tell(result: T | None, error: Exception | None) -> None:
             if done.cancelled():

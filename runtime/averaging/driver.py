@@ -33,6 +33,7 @@ from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.state import State
+from runtime.tasks import whole
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -306,7 +307,7 @@ class Averager:
 
     async def _pause_and_apply(self, commit: Commit) -> events.StepBegun:
         await self._phases.pause()
-        return await self._apply(commit)
+        return await whole(self._apply(commit))
 
     async def _apply(self, commit: Commit) -> events.StepBegun:
         descriptor = commit.descriptor

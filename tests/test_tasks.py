@@ -1,0 +1,51 @@
+"""What is not to be left half done when a peer ends."""
+
+import asyncio
+
+import pytest
+
+from runtime.tasks import whole
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_whoever_is_cancelled_ends_when_the_work_is_done(times: int) -> None:
+    async def main() -> list[str]:
+        told, begun, may_end = list[str](), asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            begun.set()
+            await may_end.wait()
+            told.append("done")
+
+        async def worker() -> None:
+            try:
+                await whole(work())
+            except asyncio.CancelledError:
+                told.append("cancelled")
+                raise
+
+        task = asyncio.create_task(worker())
+        await begun.wait()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.wait([task], timeout=0.01)
+        assert told == []
+        may_end.set()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        return told
+
+    assert asyncio.run(main()) == ["done", "cancelled"]
+
+
+def test_what_comes_of_the_work_comes_of_the_whole() -> None:
+    async def main() -> None:
+        assert await whole(asyncio.sleep(0, "result")) == "result"
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await whole(fail())
+
+    asyncio.run(main())
