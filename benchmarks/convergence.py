@@ -118,7 +118,7 @@ def _diloco(job: Job, corpus: Corpus, codec_name: str) -> float:
         result = Result(codec, n_elements, len(peers), 1, mean_P)
         Reduction(codec, n_elements, weights, range(len(peers)), result).advance(shares)
         for index, (peer, feedback) in enumerate(zip(peers, feedbacks, strict=True)):
-            feedback.settle(codec, own[index], (0, n_elements), [0], [shares[index]].__getitem__)
+            feedback.settle(codec, own[index], (0, n_elements), {0: shares[index]})
             peer.apply_outer_step(mean_P)
         _reports.put(Progress(job, (outer_step + 1) * INNER_STEPS))
     if len({peer.state_digest() for peer in peers}) != 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from runtime.averaging.arithmetic import in_thread
 from runtime.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
@@ -60,13 +61,14 @@ class Saver:
         self._memory: Sequence[Tensor | None] = (None, None, None)
         clear_unfinished(folder)
 
-    def keep(self, outer_step: int, lineage: bytes) -> None:
+    async def keep(self, outer_step: int, lineage: bytes) -> None:
         """Write the state that this is, unless one is being written or has just been.
 
         What only this peer has is copied here, before training goes on; all else is done beside it.
         """
         if asyncio.get_running_loop().time() >= self._again_at and (self._saving is None or self._saving.done()):
-            self._saving = asyncio.create_task(self._save(outer_step, lineage, self._inner()))
+            inner = await in_thread(self._inner)
+            self._saving = asyncio.create_task(self._save(outer_step, lineage, inner))
 
     def keep_fork(self, state: State) -> str:
         """Write the state of a history that this peer leaves; where, in its folder, "" if it has no room for it.

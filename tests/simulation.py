@@ -190,6 +190,9 @@ class Swarm:
             if self.peers.get(name) is peer:
                 self._report(name, event, **fields)
 
+        async def saved() -> None:
+            self.disks[name] = averager.state()
+
         async def live() -> None:
             async with asyncio.TaskGroup() as tasks:
                 meshing = tasks.create_task(peer.mesh.run())
@@ -230,7 +233,7 @@ class Swarm:
                 on_partition=self.on_partition,
                 last_outer_step=self.last_outer_step,
                 report=report,
-                committed=lambda: self.disks.update({name: averager.state()}),
+                committed=saved,
                 abandoned=lambda state: self._keep(name, state),
             )
             return mesh, averager

@@ -110,6 +110,40 @@ def test_who_leaves_in_the_middle_of_a_step_leaves_with_all_of_it(later_s: float
     assert {swarm.disks["p1"].lineage.hex()} == lineages
 
 
+def test_who_leaves_in_the_middle_of_going_over_to_a_state_has_it() -> None:
+    async def leaves(swarm: Swarm) -> None:
+        for index in range(2):
+            swarm.start(f"p{index}", established=index == 0)
+        await swarm.until(lambda: len(swarm.steps.get(2, ())) == 2)
+        comes = swarm.start("late")
+        swarm.loop.thread_s = lambda: 1.0
+        await swarm.until(lambda: any("late state_downloaded" in line for line in swarm.story))
+        await asyncio.sleep(0.5)
+        assert comes.averager.state().outer_step == 0
+        comes.task.cancel()
+        await asyncio.wait([comes.task])
+        assert comes.averager.established
+        assert comes.averager.state().outer_step >= 2
+        await swarm.finish(300)
+
+    simulate(0, leaves, last_outer_step=6)
+
+
+def test_while_a_step_is_taken_no_progress_is_told_that_is_of_the_next() -> None:
+    async def looks(swarm: Swarm) -> None:
+        one = swarm.start("p0", established=True)
+        await swarm.until(lambda: 1 in swarm.steps)
+        told = one.averager._status()
+        one.trainer.outer_step += 1
+        one.trainer.progress += 100
+        assert one.averager._status() == told
+        one.trainer.outer_step -= 1
+        assert one.averager._status().progress == told.progress + 100
+        await swarm.finish(100)
+
+    simulate(0, looks, last_outer_step=2)
+
+
 def test_the_committed_step_is_the_weighted_mean_of_the_contributions() -> None:
     async def one_step(swarm: Swarm) -> None:
         peers = [swarm.start("p0", established=True), *(swarm.start(f"p{index}") for index in range(1, 4))]

@@ -6,7 +6,7 @@ applied in one go: state, lineage and counter change together or not at all.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
 from runtime.averaging.arithmetic import in_thread
+from runtime.averaging.claims import Claim
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.figures import OwnFigures
@@ -54,6 +55,10 @@ class _Still:
     commit: Commit
 
 
+async def _nothing() -> None:
+    """For whom a committed step is no event."""
+
+
 class Averager:
     """One peer in a run, from the first outer step it has the state of to the last one.
 
@@ -67,7 +72,7 @@ class Averager:
         partial: keeps what has come of a state whose download is interrupted.
         report: called with an event's name and fields, for the log.
         on_partition: "fork" or "stop", as in ``Terms``.
-        committed: called after each applied step, in the same go.
+        committed: awaited after each applied step, before training goes on.
         abandoned: called with a copy of the state of a fork that is left; where it is kept, for the log.
     """
 
@@ -92,7 +97,7 @@ class Averager:
         caps: Callable[[], Caps] = lambda: NO_CAPS,
         partial: Partial | None = None,
         report: Callable[..., None],
-        committed: Callable[[], None] = lambda: None,
+        committed: Callable[[], Awaitable[None]] = _nothing,
         abandoned: Callable[[State], str] = lambda state: "",
     ) -> None:
         self.machine = Round(
@@ -123,6 +128,7 @@ class Averager:
         )
         self._post = Post(identity, mesh, self._own.claims, self._results)
         self._background: dict[asyncio.Task[None], str] = {}
+        self._progress = trainer.progress
         self._over = False
         self._phases = InnerPhases(trainer, self._on_work)
         self._figures = OwnFigures(trainer.device, self._transfers, caps)
@@ -176,17 +182,19 @@ class Averager:
     async def run(self) -> None:
         """Take part until the run's last outer step is committed here and everyone else had time to have it too."""
         loop = asyncio.get_running_loop()
-        # Here it holds nobody up.
-        await in_thread(self._own.claim)
         await self._transfers.serve()
         await self._joining.serve()
         self._mesh.listener = self._on_mesh
+        # Before anybody waits for it.
+        await in_thread(self._own.claim)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             always = [tasks.create_task(self._phases.run()), tasks.create_task(self._keep_status())]
             try:
                 if self.established:
-                    await self._feed(self._step_begun(loaded=True))
+                    begun = self._step_begun(loaded=True)
+                    self._train_on()
+                    await self._feed(begun)
                 for peer, member in self._mesh.members().items():
                     await self._feed(membership.Up(peer, member))
                 while not (self.finished and self.established):
@@ -198,6 +206,8 @@ class Averager:
                 self._over = True
                 for task in (*always, *self._background):
                     task.cancel()
+                # What has begun in the thread has this peer's vectors until it is done.
+                await in_thread(lambda: None)
 
     def _gives(self) -> bool:
         """Whether anybody is fetching something from this peer."""
@@ -323,22 +333,26 @@ class Averager:
         self._results.forget_step()
         self._transfers.round_over()
         begun = self._step_begun()
-        self._committed()
+        await self._committed()
+        self._train_on()
         return begun
 
     def _step_begun(self, loaded: bool = False) -> events.StepBegun:
-        """This peer has a state: say so, and train on from it unless the run is over."""
+        """This peer has a state: say so."""
         if loaded:
             self._own.claims.clear()
         claim = self._own.stand_by()
         self._joining.offers.trim(asyncio.get_running_loop().time())
         self.established = True
         self._mesh.set_status(self._status(), announce=True)
+        group = frozenset(claim.group)
+        return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
+
+    def _train_on(self) -> None:
+        """From this state, unless the run is over."""
         if not self.finished:
             self._figures.begun(asyncio.get_running_loop().time())
             self._phases.go()
-        group = frozenset(claim.group)
-        return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
 
     def _commit_fields(self, commit: Commit, included: list[MemberEntry]) -> dict[str, object]:
         took_part = self._identity.peer in commit.descriptor.peers
@@ -370,7 +384,10 @@ class Averager:
         member = Role.MEMBER if self._trainer.trains else Role.AUXILIARY
         role = member if self.established and not self._joining.active else Role.JOINING
         present = self._own.present
-        return Status(role, present.outer_step, present.lineage, self._trainer.progress, present.tokens)
+        if self._trainer.outer_step == present.outer_step:
+            # Else it is that of a step which is being taken.
+            self._progress = self._trainer.progress
+        return Status(role, present.outer_step, present.lineage, self._progress, present.tokens)
 
     async def _keep_status(self) -> None:
         while True:
@@ -429,11 +446,14 @@ class Averager:
     async def _take(self, joined: Joined) -> events.Event:
         """Go on from a member's state, unless a commit was quicker than the download."""
         state, old = joined.state, self._own.claim()
-        self._end_attempt()
         if self.established and (state is None or state.position <= old.position):
+            self._end_attempt()
             return events.SyncFailed(joined.donor, refuted=False)
         await self._phases.pause()
-        kept = ""
+        return await whole(self._go_on_from(joined, old))
+
+    async def _go_on_from(self, joined: Joined, old: Claim) -> events.StepBegun:
+        state, kept = joined.state, ""
         if state is not None:
             kept = self._abandoned(await in_thread(self.state)) if joined.forked is not False else ""
             await self._own.load(state)
@@ -443,7 +463,9 @@ class Averager:
             if joined.forked:
                 self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()
+        self._joining.active = False
         begun = self._step_begun(loaded=True)
+        self._train_on()
         self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex(), kept=kept)
         return begun
 

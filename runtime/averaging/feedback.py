@@ -4,13 +4,13 @@ The sum of all that was sent and of what is still held is the sum of all pseudo-
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from runtime.averaging.codecs.base import Codec, chunk_range, chunks, scratch
-from runtime.averaging.payload import OwnShare
+from runtime.averaging.payload import Payload
 
 
 class Feedback:
@@ -33,15 +33,14 @@ class Feedback:
         codec: Codec,
         own_P: Tensor,
         bounds: Sequence[int],
-        included: Sequence[int],
-        own_share: Callable[[int], OwnShare],
+        sent: Mapping[int, Payload],
     ) -> float:
         """A contribution is in a commit: hold what was lost of it.
 
         Args:
             own_P: the contribution, float32 (P,).
-            included: the shards whose mean it is in. What is held of the others stays.
-            own_share: the contribution to a shard as it was sent.
+            sent: by shard, the contribution as it was sent, of those whose mean it is in. What is held of the others
+                stays.
         Returns: the relative L2 error of what was sent, the quantisation error.
         """
         if self._lost_P is None:
@@ -49,11 +48,9 @@ class Feedback:
                 return 0.0
             self._lost_P = torch.zeros_like(own_P)
         lost_sum = own_sum = 0.0
-        for shard in included:
-            share = own_share(shard)
+        for shard, share in sent.items():
             for start, stop in chunks(bounds[shard + 1] - bounds[shard]):
                 where = chunk_range(codec, start, stop)
-                share.has(where.stop)
                 sent_P = scratch("sent", stop - start)
                 codec.decode(share.view[where], sent_P)
                 here = slice(bounds[shard] + start, bounds[shard] + stop)

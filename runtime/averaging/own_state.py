@@ -98,8 +98,8 @@ class OwnState:
         return claim
 
     def standing(self) -> Claim | None:
-        """What it stands by now: None while it only has something on its disk."""
-        return self.claims.get(self.outer_step)
+        """What it stood by last: None while it only has something on its disk."""
+        return next(reversed(self.claims.values()), None)
 
     async def snapshot(self) -> Snapshot:
         """A copy that stays as it is."""
@@ -154,6 +154,10 @@ class OwnState:
         members = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
         group = tuple(entry.peer for entry in members)
         tokens = self.tokens + sum(entry.weight for entry in members)
+        # Encoded by now as a rule. Here it is done where pushes do it.
+        sent = {shard: own_share(shard) for shard in included if own_P is not None}
+        for share in sent.values():
+            share.has(len(share.view))
         lineage = next_lineage(
             self.lineage, descriptor.outer_step, descriptor.state, descriptor.plan_id, commit.digests
         )
@@ -162,9 +166,9 @@ class OwnState:
             error = None
             with self._changing:
                 self._trainer.apply_outer_step(mean_P, missed)
-                if own_P is not None and included:
+                if own_P is not None and sent:
                     codec = codec_named(descriptor.codec)
-                    error = round(self.feedback.settle(codec, own_P, descriptor.bounds, included, own_share), 6)
+                    error = round(self.feedback.settle(codec, own_P, descriptor.bounds, sent), 6)
                 self.present = Present(self._trainer.outer_step, lineage, tokens, group, self._pieces_now())
             return error
 

@@ -25,13 +25,14 @@ def test_what_was_sent_and_what_is_held_are_the_sum_of_all_pseudo_gradients(name
         own_P = feedback.contribution(fresh_P + missed_P)
         shares = [OwnShare(codec, own_P[BOUNDS[shard] : BOUNDS[shard + 1]]) for shard in range(2)]
         included = [0] if step == 4 else [0, 1]
-        error = feedback.settle(codec, own_P, BOUNDS, included, shares.__getitem__)
+        for share in shares:
+            share.has(len(share.view))
+        error = feedback.settle(codec, own_P, BOUNDS, {shard: shares[shard] for shard in included})
         assert (error > 0) == codec.lossy
         missed_P = torch.zeros(N)
         for shard in range(2):
             here = slice(BOUNDS[shard], BOUNDS[shard + 1])
             if shard in included:
-                shares[shard].has(len(shares[shard].view))
                 sent_P[here] += decode_vector(codec, shares[shard].view, here.stop - here.start)
             else:
                 missed_P[here] = (made_P - sent_P)[here].float() - feedback.contribution(torch.zeros(N))[here]
@@ -42,7 +43,8 @@ def test_what_was_sent_and_what_is_held_are_the_sum_of_all_pseudo_gradients(name
 def test_the_error_of_a_round_is_the_relative_one_of_what_was_sent() -> None:
     codec, own_P = CODECS["int8"], torch.randn(N, generator=torch.Generator().manual_seed(1))
     share = OwnShare(codec, own_P)
-    error = Feedback().settle(codec, own_P, (0, N), [0], lambda shard: share)
+    share.has(len(share.view))
+    error = Feedback().settle(codec, own_P, (0, N), {0: share})
     expected = float((decode_vector(codec, share.view, N) - own_P).norm() / own_P.norm())
     assert error == pytest.approx(expected, rel=1e-4)
     assert 0.007 < error < 0.011
@@ -51,7 +53,9 @@ def test_the_error_of_a_round_is_the_relative_one_of_what_was_sent() -> None:
 def test_a_peer_that_goes_on_from_another_state_holds_nothing_of_the_old_one() -> None:
     codec, own_P, feedback = CODECS["fp4"], torch.ones(N) * 0.3, Feedback()
     own_P[0] = 1.0
-    feedback.settle(codec, own_P, (0, N), [0], lambda shard: OwnShare(codec, own_P))
+    share = OwnShare(codec, own_P)
+    share.has(len(share.view))
+    feedback.settle(codec, own_P, (0, N), {0: share})
     assert feedback.contribution(torch.zeros(N)).abs().max() > 0
     feedback.forget()
     assert feedback.contribution(torch.zeros(N)).abs().max() == 0
@@ -64,8 +68,8 @@ def test_an_exact_round_after_a_lossy_one_sends_what_was_held_and_nothing_twice(
         made_P += fresh_P
         own_P = feedback.contribution(fresh_P)
         share = OwnShare(codec, own_P)
-        feedback.settle(codec, own_P, (0, N), [0], lambda shard, share=share: share)  # type: ignore[misc]
         share.has(len(share.view))
+        feedback.settle(codec, own_P, (0, N), {0: share})
         sent_P += decode_vector(codec, share.view, N)
         if name == "float32":
             assert float(feedback.contribution(torch.zeros(N)).abs().max()) == 0.0

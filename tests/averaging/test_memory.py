@@ -59,7 +59,7 @@ def test_a_peer_holds_what_the_docs_say_and_when(monkeypatch: pytest.MonkeyPatch
         in_round = tracemalloc.get_traced_memory()[0] / N
         commit = Commit(descriptor, tuple(digests))
         mean_P, _ = me.mean(commit)
-        feedback.settle(INT8, me.own_P, descriptor.bounds, range(4), me.own_share)
+        feedback.settle(INT8, me.own_P, descriptor.bounds, {shard: me.own_share(shard) for shard in range(4)})
         me.keep(commit, b"sealed")
         del own, room
         me.forget_step()
