@@ -21,12 +21,18 @@ from runtime.pieces import PieceList, views
 
 # From one source at a time: the next is asked for while one is on its way.
 STREAMS = 3
-# How often others who are fetching are asked what they have, and how long one looks for somebody who has a piece.
-ASK_S, NOBODY_S = 0.5, 30.0
+# How often others who are fetching are asked what they have.
+ASK_S = 0.5
+LEAST_LOOK_S, MOST_LOOK_S = 3.0, 30.0
 # Who did not have a piece, or was cut off, is left alone for so long.
 REST_S = 1.0
 # A piece that takes so long, or three times as long as others, hangs.
 LEAST_HANG_S = 1.0
+
+
+def look_s(took_s: float) -> float:
+    """How long one looks for who has the rest, when what is here took so long; then another state is fetched."""
+    return min(max(took_s, LEAST_LOOK_S), MOST_LOOK_S)
 
 
 class Partial(Protocol):
@@ -120,14 +126,15 @@ class Download:
         """
         await self._recall()
         loop = asyncio.get_running_loop()
-        moved_at, here = loop.time(), self._bytes_here()
+        began_at = moved_at = loop.time()
+        here = self._bytes_here()
         workers: dict[tuple[str, int], asyncio.Task[None]] = {}
         asking: asyncio.Task[None] | None = None
         try:
             while self._missing:
                 if self._bytes_here() != here:
                     moved_at, here = loop.time(), self._bytes_here()
-                elif loop.time() > moved_at + NOBODY_S:
+                elif loop.time() > moved_at + (MOST_LOOK_S if self._payloads else look_s(moved_at - began_at)):
                     raise StreamClosed("", f"nobody has the {len(self._missing)} pieces of the state that are missing")
                 if asking is None or asking.done():
                     asking = asyncio.create_task(self._ask())

@@ -14,7 +14,7 @@ from virtual_clock import run_virtual
 from peers.errors import PeerError, ProtocolViolation
 from peers.memory import MemoryNetwork
 from runtime.averaging.claims import STATE, Claim, ClaimRequest, Have, ListRequest, PieceRequest, Refuted
-from runtime.averaging.download import Forgetful, Partial
+from runtime.averaging.download import LEAST_LOOK_S, MOST_LOOK_S, Forgetful, Partial
 from runtime.averaging.offers import IDLE_S, Offers, Snapshot, snapshot_of
 from runtime.averaging.pacing import Uplink
 from runtime.averaging.statesync import CLAIM_PROTOCOL, STATE_PROTOCOL, StateSync
@@ -250,6 +250,24 @@ def test_when_nobody_has_the_rest_the_donor_is_named() -> None:
         with pytest.raises(PeerError, match="nobody has the") as raised:
             await here.download("joiner", "ann", ["ann"])
         assert raised.value.peer == "ann"
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("after_s", "looks_s"), [(1.0, LEAST_LOOK_S), (10.0, 10.0), (100.0, MOST_LOOK_S)])
+def test_a_donor_that_has_gone_over_to_another_history_is_waited_for_no_longer_than_it_has_served(
+    after_s: float, looks_s: float
+) -> None:
+    async def main() -> None:
+        here, loop = place(), asyncio.get_running_loop()
+        size = sum(map(len, a_snapshot().by_digest.values()))
+        ann = await here.add("ann", a_snapshot(), rate=size / (2 * after_s))
+        await here.add("joiner")
+        loop.call_later(after_s, ann._offers.only, b"another")
+        with pytest.raises(PeerError, match="nobody has the"):
+            await here.download("joiner", "ann", ["ann"])
+        # What it is sending then is sent to its end.
+        assert after_s < loop.time() - looks_s < 1.3 * after_s + 1.0
 
     run_virtual(main())
 
