@@ -110,6 +110,24 @@ def test_who_leaves_in_the_middle_of_a_step_leaves_with_all_of_it(later_s: float
     assert {swarm.disks["p1"].lineage.hex()} == lineages
 
 
+@pytest.mark.parametrize(("missed", "downloads"), [(3, False), (20, True)])
+def test_who_comes_back_to_a_step_not_long_ago_catches_up_and_downloads_no_state(missed: int, downloads: bool) -> None:
+    async def returns(swarm: Swarm) -> None:
+        for index in range(3):
+            swarm.start(f"p{index}", established=index == 0)
+        await swarm.until(lambda: len(swarm.steps.get(3, ())) == 3)
+        await swarm.crash("p1")
+        before = swarm.disks["p1"].outer_step
+        await swarm.until(lambda: max(swarm.steps) >= before + missed)
+        told = len(swarm.story)
+        swarm.start("p1")
+        await swarm.until(lambda: len(swarm.participation.get(before + missed + 4, ())) == 3)
+        assert any("p1 state_downloaded" in line for line in swarm.story[told:]) == downloads
+        await swarm.finish(300)
+
+    simulate(0, returns, last_outer_step=missed + 10)
+
+
 def test_who_leaves_in_the_middle_of_going_over_to_a_state_has_it() -> None:
     async def leaves(swarm: Swarm) -> None:
         for index in range(2):

@@ -118,7 +118,7 @@ class Joining:
         members = self._members()
         if ahead and ahead[0] in members:
             self.active = True
-            return self._attempt(ahead[0], members[ahead[0]], own, members)
+            return self._attempt(ahead[0], members[ahead[0]], own, members, established)
         if established or (own and (self.sees_member() or self._may_go_on_alone(own))):
             # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
             self.active = True
@@ -130,8 +130,21 @@ class Joining:
         alone_s = asyncio.get_running_loop().time() - self._member_seen_at
         return alone_s > ALONE_S and all(status.position <= own.position for status in self._members().values())
 
-    async def _attempt(self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]) -> None:
-        self._ended(await self._fetch(donor, claimed, own or self._own.claim(), peers))
+    async def _attempt(
+        self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status], established: bool
+    ) -> None:
+        if own is not None and not established and await self._is_past(own, donor, claimed):
+            self._ended(Joined(donor, None))
+        else:
+            self._ended(await self._fetch(donor, claimed, own or self._own.claim(), peers))
+
+    async def _is_past(self, own: Claim, donor: str, claimed: Status) -> bool:
+        """Whether a state from this peer's disk is one that the donor had not long ago: commits are less than a state.
+
+        If they are not kept any more, the next attempt is that of an established peer.
+        """
+        near = 0 < claimed.outer_step - own.outer_step <= MOST_BEHIND
+        return near and await self._sync.ask(donor, own.outer_step) == own
 
     async def _fetch(
         self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]
