@@ -14,6 +14,7 @@ from typing import Any
 
 from peers.identity import Identity
 from peers.transport import Stream
+from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
@@ -74,7 +75,8 @@ async def _in_turns(config: PeerConfig, take_part: Callable[[User], Coroutine[An
             exit_code = await user.turn(take_part(user))
             if exit_code is not None:
                 return exit_code
-            give_back_memory()
+            # After what has begun there, which has the model as long as it takes.
+            await in_thread(give_back_memory)
         return user.exit_code or 0
 
 

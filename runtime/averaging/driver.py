@@ -206,8 +206,6 @@ class Averager:
                 self._over = True
                 for task in (*always, *self._background):
                     task.cancel()
-                # What has begun in the thread has this peer's vectors until it is done.
-                await in_thread(lambda: None)
 
     def _gives(self) -> bool:
         """Whether anybody is fetching something from this peer."""
