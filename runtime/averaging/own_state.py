@@ -73,14 +73,15 @@ class OwnState:
     @property
     def pieces(self) -> PieceList:
         """Of the present state; made once, since it takes a while."""
-        return self._whole()[1]
+        return self._with_pieces()[1]
 
     def claim(self) -> Claim:
         """What this peer says of its state."""
-        present, pieces = self._whole()
+        present, pieces = self._with_pieces()
         return Claim(present.outer_step, present.lineage, pieces.digest, present.tokens, present.group)
 
-    def _whole(self) -> tuple[Present, PieceList]:
+    def _with_pieces(self) -> tuple[Present, PieceList]:
+        """Both of one moment."""
         present = self.present
         if present.pieces is None:
             pieces = self._pieces_now()
@@ -182,8 +183,8 @@ class OwnState:
                 self._trainer.load_state(state.outer_step, state.anchor_P, state.momentum_P)
                 self.stale = 0
                 self.feedback.forget()
-                now = self._pieces_now()
-                self.present = Present(state.outer_step, state.lineage, state.tokens, state.group, now)
+                pieces = self._pieces_now()
+                self.present = Present(state.outer_step, state.lineage, state.tokens, state.group, pieces)
 
         await in_thread(work)
 
