@@ -51,7 +51,7 @@ class Ledger:
     def watch(self, averager: Averager) -> None:
         """Check this peer from now on."""
         machine, peer = averager.machine, averager.machine.peer
-        handle, apply = machine.handle, averager._apply
+        handle, apply = machine.handle, averager._applying._apply
         mean, contributors = averager._results.mean, list[tuple[int, ...]]()
         leaders: dict[tuple[bytes, int, int], str] = {}
 
@@ -88,7 +88,7 @@ class Ledger:
             return begun
 
         machine.handle = checked_handle  # type: ignore[method-assign]
-        averager._apply = checked_apply  # type: ignore[method-assign]
+        averager._applying._apply = checked_apply  # type: ignore[method-assign]
         averager._results.mean = noted_mean  # type: ignore[method-assign]
 
     def _begun(self, event: events.StepBegun) -> None:

@@ -198,7 +198,7 @@ class Swarm:
                 meshing = tasks.create_task(peer.mesh.run())
                 try:
                     if kept is not None and kept.tokens:
-                        peer.averager.established = not await self._finds_members(peer.mesh)
+                        peer.averager._own.established = not await self._finds_members(peer.mesh)
                     await peer.averager.run()
                     await peer.mesh.leave("the run is over")
                 finally:

@@ -1,7 +1,7 @@
 """Drives the round: feeds it what the network and the trainer do, and does what it says.
 
-All decisions are in ``round.py``; here are the effects. One coroutine handles one event at a time, so an outer step is
-applied in one go: state, lineage and counter change together or not at all.
+All decisions are in ``round.py``; here are the effects, but for those on this peer's state, which are in
+``applying.py``. One coroutine handles one event at a time.
 """
 
 import asyncio
@@ -20,21 +20,19 @@ from peers.messages import Role, Status
 from peers.service import Mesh, MeshEvent, Received
 from peers.transport import Transport
 from runtime.averaging import events
+from runtime.averaging.applying import Applying
 from runtime.averaging.arithmetic import in_thread
-from runtime.averaging.claims import Claim
 from runtime.averaging.download import Forgetful, Partial
 from runtime.averaging.exchange import Exchange
 from runtime.averaging.figures import OwnFigures
 from runtime.averaging.joining import Joined, Joining, NotJoined
-from runtime.averaging.messages import MOST_LOSS, Commit, Descriptor, MemberEntry
-from runtime.averaging.own_state import MOST_STALE, OwnState
+from runtime.averaging.messages import MOST_LOSS, Commit, Descriptor
+from runtime.averaging.own_state import OwnState
 from runtime.averaging.phases import InnerPhases, InnerWork, Trainer
 from runtime.averaging.post import Post
-from runtime.averaging.records import commit_fields, fork_fields
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.state import State
-from runtime.tasks import whole
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -65,7 +63,7 @@ class Averager:
     Args:
         lineage: of the state that ``trainer`` has; ``tokens`` it has committed, ``group`` those in its last step.
         lost_P: as in ``State``.
-        established: whether that state may go on by itself. A peer that has only fresh weights waits for a member.
+        established: as in ``OwnState``.
         codec: of ``codecs.registry``, or "auto" with the ``codec_costs`` by which this peer chooses when it leads.
         last_outer_step: the run is over when this many outer steps are committed.
         caps: what ``transport`` keeps to now.
@@ -104,9 +102,8 @@ class Averager:
             identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs, trainer.trains
         )
         self._identity, self._mesh, self._transport, self._trainer = identity, mesh, transport, trainer
-        self._own = OwnState(trainer, lineage, tokens, group, lost_P)
-        self.established, self._last_outer_step = established, last_outer_step
-        self._report, self._committed, self._abandoned = report, committed, abandoned
+        self._own = OwnState(trainer, lineage, tokens, group, lost_P, established)
+        self._last_outer_step, self._report = last_outer_step, report
         self._results = Results(identity.peer, quorum)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
         self._exchange = Exchange(
@@ -131,11 +128,30 @@ class Averager:
         self._progress = trainer.progress
         self._over = False
         self._phases = InnerPhases(trainer, self._on_work)
-        self._figures = OwnFigures(trainer.device, self._transfers, caps)
+        self._figures = OwnFigures(trainer.device, self._transfers, caps, lambda: self.round_bytes)
+        self._applying = Applying(
+            self.machine,
+            self._own,
+            self._results,
+            self._exchange,
+            self._joining,
+            self._phases,
+            self._figures,
+            self._post,
+            last_outer_step,
+            self._announce,
+            report,
+            committed,
+            abandoned,
+        )
 
     @property
     def finished(self) -> bool:
-        return self._trainer.outer_step >= self._last_outer_step
+        return self._applying.finished
+
+    @property
+    def established(self) -> bool:
+        return self._own.established
 
     @property
     def lineage(self) -> bytes:
@@ -192,9 +208,7 @@ class Averager:
             always = [tasks.create_task(self._phases.run()), tasks.create_task(self._keep_status())]
             try:
                 if self.established:
-                    begun = self._step_begun(loaded=True)
-                    self._train_on()
-                    await self._feed(begun)
+                    await self._feed(self._applying.begin())
                 for peer, member in self._mesh.members().items():
                     await self._feed(membership.Up(peer, member))
                 while not (self.finished and self.established):
@@ -243,15 +257,16 @@ class Averager:
         if isinstance(event, events.ContributionReady) and self._results.own_P is None and self._trainer.trains:
             # Of a state that is no more.
             return
-        if isinstance(event, Joined):
-            event = await self._take(event)
-        elif isinstance(event, _Still):
+        if isinstance(event, _Still):
             if event.commit is not self.machine.pending_commit:
                 # A member's state was quicker.
                 return
-            event = await self._pause_and_apply(event.commit)
-        elif isinstance(event, NotJoined):
-            self._end_attempt()
+            event = await self._applying.apply(event.commit)
+        if isinstance(event, Joined):
+            event = await self._applying.go_over(event) or NotJoined(event.donor, refuted=False)
+        if isinstance(event, NotJoined):
+            self._joining.active = False
+            self._announce()
             event = events.SyncFailed(event.donor, event.refuted)
         if isinstance(event, membership.Down):
             self._exchange.lost(event.peer)
@@ -295,7 +310,7 @@ class Averager:
             case events.Apply(commit):
                 self._phases.stop()
                 if self._phases.are_still:
-                    return [await self._pause_and_apply(commit)]
+                    return [await self._applying.apply(commit)]
                 # Who asks for the commit is answered meanwhile, also if the training thread hangs.
                 self._spawn(self._wait_until_still(commit), self._identity.peer)
             case events.Resync(reason):
@@ -307,63 +322,9 @@ class Averager:
                 self._report(event, **dict(fields))
         return []
 
-    # Applying: the one place where state changes.
-
     async def _wait_until_still(self, commit: Commit) -> None:
         await self._phases.pause()
         self._inbox.put_nowait(_Still(commit))
-
-    async def _pause_and_apply(self, commit: Commit) -> events.StepBegun:
-        await self._phases.pause()
-        return await whole(self._apply(commit))
-
-    async def _apply(self, commit: Commit) -> events.StepBegun:
-        descriptor = commit.descriptor
-        me = descriptor.peers.index(self._identity.peer) if self._identity.peer in descriptor.peers else None
-        mean_P, contributors = self._results.mean(commit)
-        self._post.keep(commit)
-        own_P = self._results.own_P if self.machine.contributes else None
-        included, error = await self._own.advance(commit, mean_P, contributors, me, own_P, self._results.own_share)
-        self._figures.error = error
-        self._report("outer_step_committed", **self._commit_fields(commit, included), quantisation_error=error)
-        if own_P is not None and self._own.stale == MOST_STALE + 1:
-            self._report("work_dropped", outer_step=self._own.outer_step, outer_steps=self._own.stale)
-        self._results.forget_step()
-        self._transfers.round_over()
-        begun = self._step_begun()
-        await self._committed()
-        self._train_on()
-        return begun
-
-    def _step_begun(self, loaded: bool = False) -> events.StepBegun:
-        """This peer has a state: say so."""
-        if loaded:
-            self._own.claims.clear()
-        claim = self._own.stand_by()
-        self._joining.offers.trim(asyncio.get_running_loop().time())
-        self.established = True
-        self._mesh.set_status(self._status(), announce=True)
-        group = frozenset(claim.group)
-        return events.StepBegun(claim.outer_step, claim.lineage, claim.state, claim.tokens, group, loaded)
-
-    def _train_on(self) -> None:
-        """From this state, unless the run is over."""
-        if not self.finished:
-            self._figures.begun(asyncio.get_running_loop().time())
-            self._phases.go()
-
-    def _commit_fields(self, commit: Commit, included: list[MemberEntry]) -> dict[str, object]:
-        took_part = self._identity.peer in commit.descriptor.peers
-        times = self._figures.times(asyncio.get_running_loop().time())
-        sent, received = self.round_bytes
-        return {
-            **commit_fields(commit, included, self._own),
-            "live": self.machine.n_live,
-            **(times if took_part else dict.fromkeys(times)),
-            "bytes_sent": sent,
-            "bytes_received": received,
-            "state_bytes_sent": self._joining.bytes_sent,
-        }
 
     # Training: in the trainer's own time, between two outer steps.
 
@@ -375,7 +336,7 @@ class Averager:
         self._figures.ready(asyncio.get_running_loop().time())
         loss = work.loss if self._trainer.trains and abs(work.loss) <= MOST_LOSS else None
         link = (*self._figures.link(), self._transport.dialable)
-        told = self._figures.told(work.tokens, self.round_bytes, self._transport.dialable)
+        told = self._figures.told(work.tokens, self._transport.dialable)
         self._inbox.put_nowait(events.ContributionReady(self._trainer.outer_step, work.tokens, loss, *link, told))
 
     def _status(self) -> Status:
@@ -386,6 +347,9 @@ class Averager:
             # Else it is that of a step which is being taken.
             self._progress = self._trainer.progress
         return Status(role, present.outer_step, present.lineage, self._progress, present.tokens)
+
+    def _announce(self) -> None:
+        self._mesh.set_status(self._status(), announce=True)
 
     async def _keep_status(self) -> None:
         while True:
@@ -430,42 +394,12 @@ class Averager:
 
     # Joining: have the state that the members have, or get it.
 
-    def _end_attempt(self) -> None:
-        self._joining.active = False
-        self._mesh.set_status(self._status(), announce=True)
-
     def _go_over(self) -> None:
         """To the furthest member: from nothing, or from a state that is behind or on a lighter fork."""
-        attempt = self._joining.next_attempt(self.established)
+        attempt = self._joining.next_attempt()
         if attempt is not None:
-            self._mesh.set_status(self._status(), announce=True)
+            self._announce()
             self._spawn(attempt, self._identity.peer)
-
-    async def _take(self, joined: Joined) -> events.Event:
-        """Go on from a member's state, unless a commit was quicker than the download."""
-        state, old = joined.state, self._own.claim()
-        if self.established and (state is None or state.position <= old.position):
-            self._end_attempt()
-            return events.SyncFailed(joined.donor, refuted=False)
-        await self._phases.pause()
-        return await whole(self._go_on_from(joined, old))
-
-    async def _go_on_from(self, joined: Joined, old: Claim) -> events.StepBegun:
-        state, kept = joined.state, ""
-        if state is not None:
-            kept = self._abandoned(await in_thread(self.state)) if joined.forked is not False else ""
-            await self._own.load(state)
-            # What came with it says how fast this peer's link is.
-            self._transfers.round_over()
-            self._joining.offers.only(state.lineage)
-            if joined.forked:
-                self._report("fork_healed", member=self._identity.peer, **fork_fields(old, state), kept=kept)
-        self._results.forget_step()
-        self._joining.active = False
-        begun = self._step_begun(loaded=True)
-        self._train_on()
-        self._report("joined", outer_step=self._trainer.outer_step, lineage=self.lineage.hex(), kept=kept)
-        return begun
 
     def _others_behind(self) -> bool:
         return any(status.outer_step < self._last_outer_step for status in self._mesh.members().values())

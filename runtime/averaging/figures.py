@@ -15,13 +15,16 @@ class OwnFigures:
     Args:
         device: what this peer trains on, empty if it does not.
         transfers, caps: of its rounds, and what they keep to now.
+        round_bytes: sent and received so far, payload and control.
     """
 
-    def __init__(self, device: str, transfers: Transfers, caps: Callable[[], Caps]) -> None:
+    def __init__(
+        self, device: str, transfers: Transfers, caps: Callable[[], Caps], round_bytes: Callable[[], tuple[int, int]]
+    ) -> None:
         self.error: float | None = None
         """Of the last contribution, relative, L2."""
         self.strikes = 0
-        self._device, self._transfers, self._caps = device[:16], transfers, caps
+        self._device, self._transfers, self._caps, self._round_bytes = device[:16], transfers, caps, round_bytes
         self._begun_at = self._ready_at = self._followed_at = 0.0
         self._waited_s = 0.0
         self._busy_s = self._blocked_s = 0.0
@@ -61,8 +64,9 @@ class OwnFigures:
         """Bytes a second up and down, as measured and within the caps; 0 while a rate is not known."""
         return self._caps().planned(self._transfers.up.bytes_per_s, self._transfers.down.bytes_per_s)
 
-    def told(self, tokens: int, round_bytes: tuple[int, int], dialable: bool) -> Figures:
+    def told(self, tokens: int, dialable: bool) -> Figures:
         """For the others, with a contribution of so many tokens."""
+        sent, received = self._round_bytes()
         trained_s = max(self._ready_at - self._begun_at, 1e-3)
         return Figures(
             device=self._device,
@@ -71,16 +75,19 @@ class OwnFigures:
             waited_ms=round(1e3 * max(self._waited_s, 0.0)),
             up=self.link()[0],
             down=self.link()[1],
-            sent_bytes=round_bytes[0],
-            received_bytes=round_bytes[1],
+            sent_bytes=sent,
+            received_bytes=received,
             error_ppm=None if self.error is None else round(1e6 * self.error),
             strikes=self.strikes,
             dialable=dialable,
         )
 
-    def times(self, now: float) -> dict[str, float]:
-        """Of a round that this peer has taken part in, and that ends now."""
+    def of_round(self, now: float, took_part: bool) -> dict[str, float | None]:
+        """For the log, of a round that ends now; its times are those of who took part."""
+        sent, received = self._round_bytes()
         return {
-            "round_s": round(now - self._followed_at, 4),
-            "forming_s": round(self._followed_at - self._ready_at, 4),
+            "round_s": round(now - self._followed_at, 4) if took_part else None,
+            "forming_s": round(self._followed_at - self._ready_at, 4) if took_part else None,
+            "bytes_sent": sent,
+            "bytes_received": received,
         }

@@ -105,21 +105,17 @@ class Joining:
             self._member_seen_at = asyncio.get_running_loop().time()
         return seen
 
-    def next_attempt(self, established: bool) -> Coroutine[Any, Any, None] | None:
-        """What gets the state of the furthest member, None if there is nothing to get or an attempt is under way.
-
-        Args:
-            established: whether this peer's own state may go on by itself.
-        """
+    def next_attempt(self) -> Coroutine[Any, Any, None] | None:
+        """What gets the state of the furthest member, None if there is nothing to get or an attempt is under way."""
         if self.active:
             return None
-        own = self._own.claim() if established or self._own.tokens else None
+        own = self._own.claim() if self._own.established or self._own.tokens else None
         ahead = self._roster.ahead(own.position if own else (-1, 0, b""))
         members = self._members()
         if ahead and ahead[0] in members:
             self.active = True
-            return self._attempt(ahead[0], members[ahead[0]], own, members, established)
-        if established or (own and (self.sees_member() or self._may_go_on_alone(own))):
+            return self._attempt(ahead[0], members[ahead[0]], own, members)
+        if self._own.established or (own and (self.sees_member() or self._may_go_on_alone(own))):
             # Nobody is ahead: those who are here go on from this peer's state, or it from its own.
             self.active = True
             self._ended(Joined(self._peer, None))
@@ -130,10 +126,8 @@ class Joining:
         alone_s = asyncio.get_running_loop().time() - self._member_seen_at
         return alone_s > ALONE_S and all(status.position <= own.position for status in self._members().values())
 
-    async def _attempt(
-        self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status], established: bool
-    ) -> None:
-        if own is not None and not established and await self._is_past(own, donor, claimed):
+    async def _attempt(self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]) -> None:
+        if own is not None and not self._own.established and await self._is_past(own, donor, claimed):
             self._ended(Joined(donor, None))
         else:
             self._ended(await self._fetch(donor, claimed, own or self._own.claim(), peers))

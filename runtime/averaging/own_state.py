@@ -42,12 +42,20 @@ class OwnState:
     """All of it changes together, by a committed outer step or by a member's state, and in no other way.
 
     It does so beside the event loop, from which the state before is seen until the one after is whole.
-    ``claims`` has what this peer says of its last outer steps, by outer step.
+    ``claims`` has what this peer says of its last outer steps, by outer step; ``established`` whether the run may go on
+    from this state. A peer that has only fresh weights waits for a member.
     """
 
     def __init__(
-        self, trainer: Trainer, lineage: bytes, tokens: int, group: tuple[str, ...], lost_P: Tensor | None = None
+        self,
+        trainer: Trainer,
+        lineage: bytes,
+        tokens: int,
+        group: tuple[str, ...],
+        lost_P: Tensor | None,
+        established: bool,
     ) -> None:
+        self.established = established
         self.feedback = Feedback(lost_P)
         self.claims: dict[int, Claim] = {}
         self._trainer = trainer
