@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtime.log import Event, parse_events
-from runtime.monitor.picture import MOST_NUMBER
+from runtime.monitor.said import MOST_NUMBER
 
 HISTORY_FILE = "history.jsonl"
 # The last steps with everyone's figures, those before with the run's own; then every second, every fourth and so on.

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from runtime.log import Event
+from runtime.monitor import said
+from runtime.monitor.said import MOST_MEMBERS, MOST_NUMBER
 
 T = TypeVar("T")
 
-MOST_MEMBERS = 1024
 MOST_STEPS = 8192
 MOST_MARKS = 1024
 # Of one member in one round.
 MOST_SPANS = 64
-MOST_NAME = 64
-MOST_WORDS = 300
-MOST_NUMBER = 1e18
 # A member that is gone stays in the picture for so long.
 GONE_S = 3600.0
 FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
@@ -160,7 +158,7 @@ class Picture:
         return sorted(self.members.values(), key=lambda one: (one.gone_at is not None, *_rank(one)))
 
     def _see(self, event: Event) -> None:
-        kind, time, teller = _words(event["event"]), _number(event["time"]), _name(event["peer"])
+        kind, time, teller = said.words(event["event"]), said.number(event["time"]), said.peer_id(event["peer"])
         match kind:
             case "outer_step_committed":
                 self._commit(event, time, teller)
@@ -170,16 +168,16 @@ class Picture:
                 self._begin(event, time)
             case "validated":
                 if (loss := event["val_loss"]) is not None:
-                    self.validations[self._step(event["outer_step"])] = _number(loss)
+                    self.validations[self._step(event["outer_step"])] = said.number(loss)
                     _bound(self.validations)
             case "member_up":
-                self._here(_name(event["member"]), time)
+                self._here(said.peer_id(event["member"]), time)
             case "member_down":
-                self._gone(_name(event["member"]), time, _words(event["reason"]))
+                self._gone(said.peer_id(event["member"]), time, said.words(event["reason"]))
             case "left":
-                self._gone(teller, time, f"left: {_words(event['reason'])}")
+                self._gone(teller, time, f"left: {said.words(event['reason'])}")
             case "run":
-                self.manifest = _words(event["manifest"], 1 << 17)
+                self.manifest = said.words(event["manifest"], 1 << 17)
                 self.live = False
             case "live":
                 self.live = True
@@ -189,8 +187,9 @@ class Picture:
         self.time, self.told_by = max(self.time, time), teller
 
     def _begin(self, event: Event, time: float) -> None:
-        step, attempt, leader = self._step(event["outer_step"]), _whole(event["attempt"]), _name(event["leader"])
-        codec, peers = _words(event["codec"])[:16], list(map(_name, _list(event.get("members", ()))))
+        step, attempt = self._step(event["outer_step"]), said.whole(event["attempt"])
+        leader = said.peer_id(event["leader"])
+        codec, peers = said.words(event["codec"])[:16], list(map(said.peer_id, said.listed(event.get("members", ()))))
         last = self.last
         if last and step <= last.outer_step:
             return
@@ -210,21 +209,21 @@ class Picture:
 
     def _commit(self, event: Event, time: float, teller: str) -> None:
         step = self._step(event["outer_step"])
-        peers = tuple(map(_name, _list(event.get("members", ()))))
-        weights = [_whole(weight) for weight in _list(event.get("weights", ()))]
-        figures = list(map(_figures, _list(event.get("figures", ()))))
-        losses = list(map(_maybe, _list(event.get("losses", ()))))
+        peers = tuple(map(said.peer_id, said.listed(event.get("members", ()))))
+        weights = [said.whole(weight) for weight in said.listed(event.get("weights", ()))]
+        figures = list(map(_figures, said.listed(event.get("figures", ()))))
+        losses = list(map(said.maybe_number, said.listed(event.get("losses", ()))))
         if len(weights) != len(peers) or len(figures) not in (0, len(peers)) or len(losses) not in (0, len(peers)):
             raise ValueError("lists of different lengths")
         known, told = self.steps.get(step), [one for one in figures if one is not None]
         new = StepPicture(
             outer_step=step,
             time=time,
-            loss=_maybe(event["loss"]),
-            tokens=_number(event["tokens"]),
-            n_members=len(peers) or _whole(event.get("n_members", 0)),
-            live=_whole(event.get("live", 0)),
-            round_s=_maybe(event.get("round_s")),
+            loss=said.maybe_number(event["loss"]),
+            tokens=said.number(event["tokens"]),
+            n_members=len(peers) or said.whole(event.get("n_members", 0)),
+            live=said.whole(event.get("live", 0)),
+            round_s=said.maybe_number(event.get("round_s")),
             busy=_mean([one.busy for one in told]),
             error=_mean([one.error for one in told]),
             members=peers,
@@ -254,20 +253,20 @@ class Picture:
                     self._do(there, "training", time)
 
     def _members(self, event: Event, time: float) -> None:
-        said = event["members"]
-        if not isinstance(said, dict) or len(said) > MOST_MEMBERS:
+        members = event["members"]
+        if not isinstance(members, dict) or len(members) > MOST_MEMBERS:
             raise ValueError("members that are none")
-        for peer, one in said.items():
-            member = self._here(_name(peer), time)
-            member.outer_step, member.progress = _whole(one["outer_step"]), _whole(one["progress"])
-            self._do(member, _words(one["doing"])[:16], time)
+        for peer, one in members.items():
+            member = self._here(said.peer_id(peer), time)
+            member.outer_step, member.progress = said.whole(one["outer_step"]), said.whole(one["progress"])
+            self._do(member, said.words(one["doing"])[:16], time)
         for member in self.members.values():
-            if member.gone_at is None and member.peer not in said:
+            if member.gone_at is None and member.peer not in members:
                 self._gone(member.peer, time, "not seen any more")
 
     def _mark(self, kind: str, event: Event, time: float, teller: str) -> None:
-        member = _name(event["member"]) if "member" in event else teller
-        words = _words(event.get("reason", event.get("needs", "")))
+        member = said.peer_id(event["member"]) if "member" in event else teller
+        words = said.words(event.get("reason", event.get("needs", "")))
         if kind == "strike":
             self._here(member, time).strikes += 1
         last = self.last
@@ -308,7 +307,7 @@ class Picture:
             self.round.doing.pop(one.peer, None)
 
     def _step(self, value: object) -> int:
-        if (step := _whole(value)) > self.most_step:
+        if (step := said.whole(value)) > self.most_step:
             raise ValueError("a step that this run does not have")
         return step
 
@@ -331,25 +330,25 @@ _FIGURES = (
 )
 
 
-def _figures(said: object) -> MemberPicture | None:
+def _figures(figures: object) -> MemberPicture | None:
     """What a member said of itself, nobody's but for that."""
-    if said is None:
+    if figures is None:
         return None
-    if not isinstance(said, dict):
+    if not isinstance(figures, dict):
         raise ValueError("figures that are none")
     return MemberPicture(
         peer="",
-        device=_words(said["device"])[:16],
-        tokens_per_s=_number(said["tokens_per_s"]),
-        trained_s=_number(said["trained_ms"]) / 1e3,
-        waited_s=_number(said["waited_ms"]) / 1e3,
-        up=_number(said["up"]),
-        down=_number(said["down"]),
+        device=said.words(figures["device"])[:16],
+        tokens_per_s=said.number(figures["tokens_per_s"]),
+        trained_s=said.number(figures["trained_ms"]) / 1e3,
+        waited_s=said.number(figures["waited_ms"]) / 1e3,
+        up=said.number(figures["up"]),
+        down=said.number(figures["down"]),
         # Logs of before it was told have it not.
-        dialable=said.get("dialable") is not False,
-        sent_bytes=_number(said["sent_bytes"]),
-        received_bytes=_number(said["received_bytes"]),
-        error=None if said["error_ppm"] is None else _number(said["error_ppm"]) / 1e6,
+        dialable=figures.get("dialable") is not False,
+        sent_bytes=said.number(figures["sent_bytes"]),
+        received_bytes=said.number(figures["received_bytes"]),
+        error=None if figures["error_ppm"] is None else said.number(figures["error_ppm"]) / 1e6,
     )
 
 
@@ -361,42 +360,6 @@ def _bound(by_step: dict[int, T]) -> None:
 
 def _rank(member: MemberPicture) -> tuple[int, str]:
     return -member.tokens, member.peer
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_NUMBER:
-        raise ValueError("no number")
-    return float(value)
-
-
-def _maybe(value: object) -> float | None:
-    return None if value is None else _number(value)
-
-
-def _whole(value: object) -> int:
-    number = _number(value)
-    if number < 0 or not math.isfinite(number) or number != int(number):
-        raise ValueError("no count")
-    return int(number)
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= MOST_NAME or not value.isascii() or not value.isalnum():
-        raise ValueError("no peer id")
-    return value
-
-
-def _words(value: object, most: int = MOST_WORDS) -> str:
-    """What people read, without anything that moves a cursor; a view that knows markup escapes it."""
-    if not isinstance(value, str):
-        raise ValueError("no words")
-    return "".join(sign if sign.isprintable() else "?" for sign in value[:most])
-
-
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list | tuple) or len(value) > MOST_MEMBERS:
-        raise ValueError("no list")
-    return list(value)
 
 
 def _mean(values: list[float | None]) -> float | None:

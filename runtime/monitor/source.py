@@ -16,7 +16,8 @@ from runtime.log import EVENTS_FILE, Event, parse_events, read_log
 from runtime.manifest import Manifest, open_manifest
 from runtime.monitor.feed import WATCH_PROTOCOL, greeting
 from runtime.monitor.history import HISTORY_FILE
-from runtime.monitor.picture import MOST_NUMBER, Picture
+from runtime.monitor.picture import Picture
+from runtime.monitor.said import MOST_NUMBER
 from runtime.rotation import logs_below
 
 # A replayed pause is never longer than this, at any speed: nights are not for watching.

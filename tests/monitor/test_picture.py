@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.log import parse_events
-from runtime.monitor.picture import MOST_MEMBERS, MOST_SPANS, MOST_STEPS, Picture
+from runtime.monitor.picture import MOST_SPANS, MOST_STEPS, Picture
+from runtime.monitor.said import MOST_MEMBERS
 
 ANN, BOB = "12D3KooWann", "12D3KooWbob"
 FIGURES = {

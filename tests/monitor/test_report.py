@@ -9,8 +9,9 @@ import pytest
 from made_up import BEGAN, commit, mark, peers, run_of
 
 from runtime.monitor.charts import Axis, Series, line_chart, thinned, ticks
-from runtime.monitor.picture import MOST_NUMBER, Picture
+from runtime.monitor.picture import Picture
 from runtime.monitor.report import report, stays_of
+from runtime.monitor.said import MOST_NUMBER
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="a">\'&\x1b'
 VOID = {"meta", "input"}
