@@ -26,6 +26,8 @@ RETRY_MOST_S = 60.0
 RETRY_GROWTH = 1.2
 # Dead peers whose records have not expired yet are forgotten beyond this many, oldest contact first.
 MOST_KNOWN = 1024
+# Of those only known from records, of which anybody can write any number. Who was heard is dialled at once.
+MOST_DIALS = 64
 # Addresses that are worth keeping for the next start.
 MOST_REMEMBERED = 256
 
@@ -202,7 +204,7 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         deadlines = [link.silent_at for link in self._links.values() if link.open]
-        deadlines += [link.retry_at for link in self._links.values() if self._dialable(link)]
+        deadlines += [link.retry_at for link in self._to_dial().values()]
         return min(deadlines, default=None)
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -220,12 +222,12 @@ class Membership:
                 link.dialling, link.sending = False, True
                 if link.status is None:
                     link.last_heard = now
-                return self._up(peer, link, now) if link.status else []
+                return self._up(peer, link, now) if link.status else self._dial_due(now)
             case DialFailed(peer):
                 link = self._links.setdefault(peer, _Link())
                 was_missing, link.dialling, link.missing = link.missing, False, False
                 self._retry_later(link, now)
-                return [Gone(peer)] if was_missing else []
+                return [*([Gone(peer)] if was_missing else []), *self._dial_due(now)]
             case Heard(peer, status):
                 return self._heard(peer, status, now)
             case Ended():
@@ -300,13 +302,19 @@ class Membership:
         link.retry_at = now + (link.retry_s if after_s is None else after_s)
         link.retry_s = min(RETRY_GROWTH * link.retry_s, RETRY_MOST_S)
 
-    def _dialable(self, link: _Link) -> bool:
-        return not link.sending and not link.dialling and (bool(link.addresses) or link.status is not None)
+    def _to_dial(self) -> dict[str, _Link]:
+        """Sorted by id; of those who were never heard, the ones whose turn it is first, and no more than may be."""
+        idle = {peer: link for peer, link in self._links.items() if not link.sending and not link.dialling}
+        heard = [peer for peer, link in idle.items() if link.status is not None]
+        known = [peer for peer, link in idle.items() if link.status is None and link.addresses]
+        room = max(0, MOST_DIALS - sum(link.dialling for link in self._links.values()))
+        known.sort(key=lambda peer: (idle[peer].retry_at, peer))
+        return {peer: idle[peer] for peer in sorted(heard + known[:room])}
 
     def _dial_due(self, now: float) -> list[Action]:
         due: list[Action] = []
-        for peer, link in sorted(self._links.items()):
-            if self._dialable(link) and link.retry_at <= now:
+        for peer, link in self._to_dial().items():
+            if link.retry_at <= now:
                 link.dialling = True
                 due.append(Dial(peer, link.addresses))
         return due

@@ -8,6 +8,7 @@ from peers.identity import Identity
 from peers.membership import (
     DOUBT_S,
     HEARTBEAT_S,
+    MOST_DIALS,
     MOST_KNOWN,
     RETRY_FIRST_S,
     RETRY_MOST_S,
@@ -238,6 +239,25 @@ def test_peers_that_are_being_dialled_are_bounded_too() -> None:
     for index in range(MOST_KNOWN + 50):
         machine.handle(Known(f"peer-{index}", HERE), T)
     assert len(machine._links) <= MOST_KNOWN + 1
+
+
+def test_a_flood_of_records_is_dialled_a_few_at_a_time_and_who_was_heard_before_all_of_them() -> None:
+    machine, dialled = Membership("me"), list[str]()
+
+    def note(actions: list[Action]) -> None:
+        dialled.extend(action.peer for action in actions if isinstance(action, Dial))
+        machine.validate()
+
+    for index in range(MOST_DIALS + 50):
+        note(machine.handle(Known(f"peer-{index:03}", HERE), T))
+    assert len(dialled) == MOST_DIALS
+    assert machine.next_deadline() is None
+    note(machine.handle(Heard("bob", STATUS), T))
+    assert dialled[MOST_DIALS:] == ["bob"]
+    # Each that is over makes room for one.
+    note(machine.handle(DialFailed(dialled[0]), T))
+    note(machine.handle(Dialled(dialled[1]), T))
+    assert len(set(dialled)) == len(dialled) == MOST_DIALS + 2
 
 
 def test_a_live_peer_is_never_forgotten() -> None:
