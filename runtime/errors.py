@@ -15,5 +15,10 @@ class NotNowError(ConfigError):
     """What stands in the way may go without the user, such as another process. The exit code is 1."""
 
 
+def reason_of(error: Exception) -> str:
+    """In words, without the path that an OSError names: others may be told."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class RoundAborted(Exception):
     """A round ended without a commit. Nobody's fault: volunteers leave. Nothing was applied."""

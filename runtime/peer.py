@@ -31,7 +31,7 @@ from runtime.manifest import Manifest
 from runtime.metrics import Metrics, serve
 from runtime.monitor.feed import WATCH_PROTOCOL, Feed, past_of
 from runtime.monitor.history import HISTORY_FILE, History
-from runtime.tasks import end
+from runtime.tasks import end, ungrouped
 from runtime.user import User
 
 T = TypeVar("T")
@@ -231,7 +231,8 @@ class Peer:
                     if one.done():
                         one.result()
             if task.done():
-                return task.result()
+                with ungrouped():
+                    return task.result()
             if failed.done():
                 raise NetworkError(failed.result())
             return None
@@ -297,10 +298,12 @@ class Peer:
         Returns: the exit code of the process, None if the peer only pauses.
         """
         reason = "the run is over" if over else self.user.stop_reason
+        if reason.startswith("paused"):
+            # When and why somebody uses their own machine is theirs alone, and whoever watches is told what is logged.
+            reason = "paused"
         self.log.report("left", reason=reason)
         # What comes from now on is the others' answer to the goodbye, and no news.
         self.mesh.listener = lambda event: None
         if self._meets:
-            # When and why somebody uses their own machine is theirs alone.
-            await self.mesh.leave("paused" if reason.startswith("paused") else reason)
+            await self.mesh.leave(reason)
         return 0 if over else self.user.exit_code

@@ -1,7 +1,8 @@
 """Ending what runs beside, or letting it end."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -11,6 +12,18 @@ async def end(task: asyncio.Future[Any]) -> None:
     """Cancel a task and wait until it is over."""
     task.cancel()
     await asyncio.wait([task])
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """What alone has ended a group of tasks is raised as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

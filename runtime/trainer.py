@@ -5,14 +5,15 @@ import ctypes
 import functools
 import gc
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from runtime.averaging.arithmetic import keep_to_one_core
 from runtime.config import PeerConfig, RunConfig
+from runtime.errors import ConfigError
 from runtime.machine import wait_with_work
 from runtime.training.data import load_corpus
 from runtime.training.inner import InnerState
@@ -97,6 +98,18 @@ class AuxiliaryTrainer:
         """It has no text."""
 
 
+@contextmanager
+def room_on(device: str) -> Iterator[None]:
+    """Raises: ConfigError where the device has not enough memory for what is done in here."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise ConfigError(
+            f"{device} has no room for this run's model and batch: choose another --device, or join a run with a"
+            " smaller one"
+        ) from None
+
+
 class ReplicaTrainer:
     """A ``Replica`` as the driver wants it: its inner steps run in a thread of their own, one phase at a time.
 
@@ -110,9 +123,10 @@ class ReplicaTrainer:
         data = run_config.data
         corpus = load_corpus(data.source, peer_config.data, data.validation_fraction)
         seed = int.from_bytes(peer.encode()[-7:], "big") ^ run_config.model.seed
-        self.replica = Replica(
-            run_config, corpus, device=peer_config.device, peer_seed=seed, inner_step_s=peer_config.inner_step_s
-        )
+        with room_on(peer_config.device):
+            self.replica = Replica(
+                run_config, corpus, device=peer_config.device, peer_seed=seed, inner_step_s=peer_config.inner_step_s
+            )
         self.n_elements = self.replica.n_elements
         self.device = self.replica.device
         self._inner_steps = run_config.inner.steps
@@ -150,7 +164,8 @@ class ReplicaTrainer:
 
     def validation_loss(self) -> float | None:
         """Of the anchor; see ``Replica``."""
-        return self.replica.validation_loss()
+        with room_on(self.device):
+            return self.replica.validation_loss()
 
     def inner_state(self) -> InnerState | None:
         """See ``Replica``; None in the middle of an inner step."""
@@ -178,11 +193,13 @@ class ReplicaTrainer:
                 done.set_exception(error)
 
         def work() -> None:
-            result, failure = None, None
+            result: InnerResult | None = None
+            failure: BaseException | None = None
             wait_with_work(self._nice)
             torch.set_num_threads(self._n_threads())
             try:
-                result = self.replica.train(stop.is_set)
+                with room_on(self.device):
+                    result = self.replica.train(stop.is_set)
             except BaseException as error:
                 failure = error
             # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.

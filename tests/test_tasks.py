@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from runtime.tasks import whole
+from runtime.tasks import ungrouped, whole
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -49,3 +49,21 @@ def test_what_comes_of_the_work_comes_of_the_whole() -> None:
             await whole(fail())
 
     asyncio.run(main())
+
+
+def test_what_alone_ends_a_group_is_raised_as_itself_and_two_stay_together() -> None:
+    async def fail(*errors: Exception) -> None:
+        if len(errors) == 1:
+            raise errors[0]
+        async with asyncio.TaskGroup() as tasks:
+            for error in errors:
+                tasks.create_task(fail(error))
+
+    async def nested(*errors: Exception) -> None:
+        async with asyncio.TaskGroup() as outer:
+            outer.create_task(fail(*errors))
+
+    with pytest.raises(ZeroDivisionError), ungrouped():
+        asyncio.run(nested(ZeroDivisionError()))
+    with pytest.raises(BaseExceptionGroup), ungrouped():
+        asyncio.run(nested(ZeroDivisionError(), ValueError()))

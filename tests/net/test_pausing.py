@@ -61,7 +61,7 @@ def test_a_paused_peer_is_gone_for_the_others_and_comes_back_with_its_work(tmp_p
         paused = until(second, "paused")
         assert paused["healthy"]
         assert not descendants(second.process.pid), "p2pd has ended, and its ports are free"
-        assert second.all("left")[-1]["reason"] == "paused: as you said"
+        assert second.all("left")[-1]["reason"] == "paused"
         moment, at = time.time(), first.outer_step
         first.wait_for_step(at + 3)
         assert all(second.id not in event["members"] for event in commits_since(first, moment + 0.5))
