@@ -18,7 +18,7 @@ from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.checkpoints import bytes_that_stay, set_aside
+from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError, NotNowError
@@ -168,7 +168,7 @@ async def _take_part(
     lost_P = None
 
     def torn(checkpoint: Path, reason: str) -> None:
-        peer.log.report("checkpoint_torn", path=str(checkpoint), reason=reason)
+        peer.log.report("checkpoint_torn", path=f"{CHECKPOINTS}/{checkpoint.name}", reason=reason)
         set_aside(checkpoint)
 
     if loaded := await asyncio.to_thread(load_newest, peer.folder.path, torn):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.disk import folder_bytes
+from runtime.errors import reason_of
 
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
@@ -70,7 +71,7 @@ def found(folder: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
         try:
             whole.append(_read(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            broken[path] = str(error)
+            broken[path] = reason_of(error)
     return sorted(whole, key=lambda one: one.position, reverse=True), broken
 
 

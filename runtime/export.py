@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, reason_of
 from runtime.log import EVENTS_FILE, commits, read_log
 from runtime.shelf import KeptRun
 from runtime.state import State
@@ -24,7 +24,12 @@ def trained_model(run: KeptRun, torn: Callable[[Path, str], None]) -> tuple[GPT,
     Args: torn is told of each newer one that is not, and why.
     Raises: ConfigError if there is none.
     """
-    loaded = load_newest(run.folder, torn)
+    broken: dict[Path, str] = {}
+    loaded = load_newest(run.folder, broken.__setitem__)
+    for path, reason in broken.items():
+        if loaded is None:
+            raise ConfigError(f"the checkpoint {path} cannot be used, and there is no other: {reason}")
+        torn(path, reason)
     if loaded is None:
         raise ConfigError(f"{run.folder} has no checkpoint yet: there is one after the first outer step")
     model = build_model(run.manifest.config.model.preset, run.manifest.config.model.seed)
@@ -59,8 +64,7 @@ def export(run: KeptRun, into: Path | str, torn: Callable[[Path, str], None]) ->
         (temporary / "README.md").write_text(card(run, state), "utf-8")
         temporary.rename(into)
     except (OSError, SafetensorError) as error:
-        words = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{into} cannot be written ({words}); name another with --output") from None
+        raise ConfigError(f"{into} cannot be written ({reason_of(error)}); name another with --output") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return place, state

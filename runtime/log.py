@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import reason_of
 from runtime.rotation import MOST_PIECES, PIECE_BYTES, Tail, put_away
 
 EVENTS_FILE = "events.jsonl"
@@ -76,7 +77,7 @@ class EventLog:
             if written == len(line):
                 return ""
         except OSError as error:
-            return error.strerror or str(error)
+            return reason_of(error)
         self._torn = True
         return "no room for a whole line"
 

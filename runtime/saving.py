@@ -19,6 +19,7 @@ from runtime.checkpoints import (
     remove,
 )
 from runtime.disk import Allotment, folder_bytes
+from runtime.errors import reason_of
 from runtime.state import State
 from runtime.training.checkpoint import save_checkpoint
 from runtime.training.inner import InnerState
@@ -111,7 +112,7 @@ class Saver:
         except OSError as error:
             # A full disk: the state before stands, and the run goes on. It may be full for long: told once.
             if not self._failing:
-                self._report("checkpoint_failed", outer_step=outer_step, reason=str(error))
+                self._report("checkpoint_failed", outer_step=outer_step, reason=reason_of(error))
             self._failing = True
         else:
             self._failing = False

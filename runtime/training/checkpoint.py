@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.checkpoints import Checkpoint, checkpoint_name, found, write
-from runtime.errors import ConfigError
+from runtime.errors import reason_of
 from runtime.state import State
 from runtime.training.inner import InnerState
 
@@ -57,10 +57,9 @@ def save_checkpoint(folder: Path, state: State, inner: InnerState | None = None,
 def load_newest(
     folder: Path, report: Callable[[Path, str], None] = lambda path, reason: None
 ) -> tuple[State, InnerState | None] | None:
-    """The newest checkpoint in a peer's folder that is whole, None if there is none at all.
+    """The newest checkpoint in a peer's folder that is whole, None if there is none.
 
-    Args: report is told of each that cannot be used, and why.
-    Raises: ConfigError if there are some and none can be used.
+    Args: report is told of each newer one that cannot be used, and why.
     """
     for _ in range(MOST_LOOKS):
         checkpoints, broken = found(folder)
@@ -68,7 +67,7 @@ def load_newest(
             try:
                 loaded = load_checkpoint(checkpoint)
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                broken[checkpoint.path] = str(error)
+                broken[checkpoint.path] = reason_of(error)
             else:
                 _tell(broken, report)
                 return loaded
@@ -76,9 +75,6 @@ def load_newest(
         if all(path.exists() for path in broken):
             break
     _tell(broken, report)
-    if broken:
-        path, reason = next(iter(broken.items()))
-        raise ConfigError(f"Cannot use the checkpoint {path} ({reason}): move it away to start without it.")
     return None
 
 
