@@ -77,15 +77,11 @@ def open_manifest(sealed: bytes, run_id: str | None, sender: str) -> Manifest:
 
 
 def _other_version(protocol: int, release: str) -> ConfigError:
-    exact = f"atoll=={release}" if RELEASE.fullmatch(release) else ""
-    if protocol > PROTOCOL_VERSION:
-        return ConfigError(
-            f"the run speaks protocol {protocol} and this Atoll {PROTOCOL_VERSION}: "
-            f"upgrade with pip install {exact or '--upgrade atoll'}"
-        )
+    age = "newer" if protocol > PROTOCOL_VERSION else "older"
+    theirs = f", {release}" if RELEASE.fullmatch(release) else ""
     return ConfigError(
-        f"the run speaks protocol {protocol} and this Atoll {PROTOCOL_VERSION}: its peers are older, "
-        f"so install the release that they use{f' with pip install {exact}' if exact else ''}"
+        f"the run speaks protocol {protocol} and this Atoll {PROTOCOL_VERSION}: its peers are {age}, so install the"
+        f" release that they use{theirs}"
     )
 
 

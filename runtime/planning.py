@@ -228,7 +228,7 @@ def _times(config: RunConfig, payload: int, links: Sequence[Link], state: int, s
             "round_s",
             "a round",
             round_s,
-            f"{slowest} + {FORMING_S * 1000:.0f} ms to form the group; real rounds took 1.2 to 1.8 times as long",
+            f"{slowest} + {FORMING_S * 1000:.0f} ms to form the group; real rounds took 1.1 to 1.3 times as long",
         )
     ]
     if not alone:

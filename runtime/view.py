@@ -126,7 +126,7 @@ class View:
             case "checkpoint_failed", {"reason": reason}:
                 return f"the state could not be saved, what was saved before stands: {reason}"
             case "checkpoint_torn", {"path": path, "reason": reason}:
-                return f"the checkpoint {path} cannot be used, an older one is: {reason}"
+                return f"the checkpoint {path} cannot be used and is set aside: {reason}"
             case "log_failed", {"reason": reason}:
                 return f"the event log has gaps from here on: {reason}"
             case "fork_found", {"member": str(member), "tokens": int(theirs), "own_tokens": int(ours)}:
@@ -155,12 +155,12 @@ class View:
             case "member_moves", {"member": str(member)}:
                 return f"member {short([member])} trains again"
             case "behind", {"reason": reason}:
-                return f"the others are too far ahead to catch up with ({reason}): downloading the state anew"
+                return f"going over to the state of others: {reason}"
             case "work_dropped", {"outer_steps": missed}:
                 return f"this peer's work came too late for {missed} outer steps in a row: its link is too slow"
             case "waiting", {"outer_step": step, "needs": needs}:
                 return f"outer step {step} waits for more members: it needs {needs}"
             case "left", {"reason": str(reason)}:
                 # Of a pause there was a line when it was decided.
-                return None if reason.startswith("paused") else f"goodbye: {reason}"
+                return None if reason == "paused" else f"goodbye: {reason}"
         return None

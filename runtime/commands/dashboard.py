@@ -50,7 +50,7 @@ def dashboard(
     except ImportError as error:
         feed.close()
         raise ConfigError(
-            f"the dashboard needs the package {error.name or 'nicegui'}: make monitor, or pip install 'atoll[monitor]'"
+            f"the dashboard needs the package {error.name or 'nicegui'}: make monitor, or pip install '.[monitor]'"
         ) from None
     try:
         listening = listen(host, port)

@@ -16,7 +16,7 @@ from runtime.doctor.check import Check, failed, passed, warned
 OLDEST_PYTHON, NEWEST_TESTED_PYTHON = (3, 11), (3, 13)
 OLDEST_TORCH = (2, 2)
 NAMES = ("runtime", "peers")
-FRESH = "install Atoll by itself: python3 -m venv atoll-env, then atoll-env/bin/pip install atoll"
+FRESH = "install Atoll by itself: in its sources, python3 -m venv env, then env/bin/pip install -c constraints.txt ."
 
 
 def check_python(version: tuple[int, int], system: str = sys.platform) -> Check:

@@ -79,7 +79,7 @@ def require_observer() -> None:
         importlib.import_module("peers.observer")
     except ImportError as error:
         raise ConfigError(
-            f"watching needs the package {error.name or 'libp2p'}: make monitor, or pip install 'atoll[monitor]'"
+            f"watching needs the package {error.name or 'libp2p'}: make monitor, or pip install '.[monitor]'"
         ) from None
 
 

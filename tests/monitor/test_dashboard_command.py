@@ -84,7 +84,7 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, log: Path, arguments: str, sa
 def test_a_missing_package_is_named_with_its_remedy(tmp_path: Path, log: Path) -> None:
     said = refused("--replay", "logs", cwd=tmp_path, code=WITHOUT)
     assert "needs the package" in said
-    assert "pip install 'atoll[monitor]'" in said
+    assert "pip install '.[monitor]'" in said
 
 
 @needs_pages

@@ -42,7 +42,7 @@ def told(version: int, home: Path, *arguments: str) -> subprocess.CompletedProce
     [
         (
             PROTOCOL_VERSION - 1,
-            f"speaks protocol {PROTOCOL_VERSION} and this Atoll {PROTOCOL_VERSION - 1}: upgrade with",
+            f"speaks protocol {PROTOCOL_VERSION} and this Atoll {PROTOCOL_VERSION - 1}: its peers are newer",
         ),
         (PROTOCOL_VERSION + 1, "its peers are older, so install the release that they use"),
     ],
