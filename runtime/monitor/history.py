@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runtime.log import Event, parse_events
-from runtime.monitor.said import MOST_NUMBER
+from runtime.monitor import said
 
 HISTORY_FILE = "history.jsonl"
 # The last steps with everyone's figures, those before with the run's own; then every second, every fourth and so on.
@@ -73,8 +73,7 @@ class History:
     def merge(self, events: Iterable[Event]) -> None:
         """Take in what another knows of the past; of a step that both know, this history's own word stays."""
         for event in events:
-            if event.get("event") != "outer_step_committed" or event.get("outer_step") not in self._steps:
-                self._take(event)
+            self._take(event, replaces=False)
         self._steps = dict(sorted(self._steps.items()))
         self._marks.sort(key=lambda mark: float(mark["time"]))
         self._rewrite()
@@ -86,11 +85,16 @@ class History:
         marks = [mark for mark in self._marks if float(mark["time"]) >= from_time]
         return sorted((*steps, *marks), key=lambda event: float(event["time"]))
 
-    def _take(self, event: Event) -> bool:
-        kind, step, time = event.get("event"), event.get("outer_step"), event.get("time")
-        if not isinstance(time, int | float) or not abs(time) <= MOST_NUMBER:
+    def _take(self, event: Event, replaces: bool = True) -> bool:
+        try:
+            said.number(event.get("time"))
+            kind = said.words(event.get("event"))
+            step = said.whole(event.get("outer_step")) if kind == "outer_step_committed" else 0
+        except ValueError:
             return False
-        if kind == "outer_step_committed" and isinstance(step, int):
+        if step:
+            if step in self._steps and not replaces:
+                return False
             self._steps.pop(step, None)
             self._steps[step] = event
             self._thin()

@@ -97,6 +97,12 @@ def test_what_has_no_time_or_no_step_is_nothing() -> None:
             commit(1, time=10**400),
             strike(float("inf")),
             {**commit(1), "outer_step": "x"},
+            # As keys these would end who looks them up.
+            {**commit(1), "outer_step": [1]},
+            {**commit(1), "outer_step": {}},
+            {**commit(1), "outer_step": -1},
+            {**strike(1), "event": []},
+            {**strike(1), "event": {}},
         ]
     )
     assert history.since(0) == []
