@@ -170,9 +170,12 @@ class Swarm:
         self.tell(f"** {what}")
 
     def start(
-        self, name: str, *, established: bool = False, phase_s: float = 2.0, trains: bool = True
+        self, name: str, *, established: bool = False, phase_s: float = 2.0, trains: bool = True, scale: float = 1.0
     ) -> SimulatedPeer:
-        """Start a peer's process: fresh, or with what its name has on its disk."""
+        """Start a peer's process: fresh, or with what its name has on its disk.
+
+        Args: scale is of its first weights; those of another build of PyTorch are others too.
+        """
         if name not in self._identities:
             self._identities[name] = Identity.from_seed(self.rng.randbytes(32))
         identity, kept = self._identities[name], self.disks.get(name)
@@ -180,6 +183,7 @@ class Swarm:
         offset_s = self._clocks.uniform(-3600.0, 3600.0) if self.skew else 0.0
         trainer = SimulatedTrainer(identity.peer, trainer_rng, phase_s, self.ledger.trained, self.n_elements)
         trainer.trains = trains
+        trainer.anchor_P *= scale
         lineage = first_lineage(RUN_ID, trainer.state_digest())
         self.ledger.root(lineage, trainer.state_digest())
         if kept is not None:

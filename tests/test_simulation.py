@@ -228,6 +228,19 @@ def test_a_newcomer_has_the_bits_of_the_others_and_takes_part(seed: int) -> None
     simulate(seed, late, last_outer_step=LAST)
 
 
+@pytest.mark.parametrize("scale", [1.1, 1.2, 1.3, 1.4])
+def test_a_newcomer_that_draws_other_first_weights_takes_the_members_and_the_run_begins(scale: float) -> None:
+    """Of two states without a step neither is further, and the run cannot take one before the newcomer is there."""
+
+    async def begin(swarm: Swarm) -> None:
+        swarm.start("p0", established=True)
+        swarm.start("other", scale=scale)
+        await swarm.finish(60)
+
+    swarm = simulate(1, begin, last_outer_step=LAST, quorum=2)
+    assert sorted(swarm.steps) == list(range(1, LAST + 1))
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_connection_that_breaks_for_a_moment_does_not_fork_two_peers(seed: int) -> None:
     async def flaky(swarm: Swarm) -> None:

@@ -100,7 +100,9 @@ class StateSync:
         """
         peers = list(dict.fromkeys((donor, *witnesses)))
         offers = await self._ask_all(peers, OfferRequest(own.tokens + 1 if own and own.tokens else 0))
-        further = {peer: claim for peer, claim in offers.items() if own is None or claim.position > own.position}
+        # Who has no step of the run takes any state of it: its first weights may be another build's, and are nobody's.
+        least = own.position if own and own.tokens else (-1, 0, b"")
+        further = {peer: claim for peer, claim in offers.items() if claim.position > least}
         if not further:
             # If others answer, it is not the network.
             error = Refuted if offers and donor not in offers else StreamClosed
