@@ -228,6 +228,23 @@ def test_a_newcomer_has_the_bits_of_the_others_and_takes_part(seed: int) -> None
     simulate(seed, late, last_outer_step=LAST)
 
 
+@pytest.mark.parametrize("frozen_s", [1.5, 2.9, 6.0, 15.0])
+def test_who_stood_still_while_it_waited_hears_the_others_before_it_counts_them_out(frozen_s: float) -> None:
+    async def scenario(swarm: Swarm) -> None:
+        waits = swarm.start("a", established=True, phase_s=4.0)
+        for name in "bc":
+            swarm.start(name, phase_s=6.0)
+        await swarm.until(lambda: 2 in swarm.steps)
+        await swarm.until(lambda: (step := waits.averager.machine._step) is not None and step.own is not None)
+        swarm.freeze("a")
+        await asyncio.sleep(frozen_s)
+        swarm.thaw("a")
+        await swarm.finish(300)
+        assert all(len(members) > 1 for members in swarm.participation.values()), swarm.participation
+
+    simulate(3, scenario, last_outer_step=LAST, quorum=1)
+
+
 @pytest.mark.parametrize("scale", [1.1, 1.2, 1.3, 1.4])
 def test_a_newcomer_that_draws_other_first_weights_takes_the_members_and_the_run_begins(scale: float) -> None:
     """Of two states without a step neither is further, and the run cannot take one before the newcomer is there."""

@@ -36,6 +36,9 @@ from runtime.state import State
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
+# A deadline that is seen later than this is of a process that stood still or was long at work. What others have said
+# meanwhile is told first, and whatever woke it has so long to come.
+LATE_S, SETTLE_S = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -236,20 +239,29 @@ class Averager:
         task.add_done_callback(self._background.pop)
 
     async def _next_event(self, until: float | None) -> None:
+        loop = asyncio.get_running_loop()
         deadlines = [deadline for deadline in (self.machine.next_deadline(), until) if deadline is not None]
         deadline = min(deadlines, default=None)
-        if deadline is not None and deadline <= asyncio.get_running_loop().time():
-            await self._feed(events.Tick())
-            if self._inbox.empty():
+        if deadline is None or loop.time() < deadline:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await self._inbox.get()
+            except TimeoutError:
+                pass
+            else:
+                await self._take(event)
                 return
-            deadline = None
-        try:
-            async with asyncio.timeout_at(deadline):
-                event = await self._inbox.get()
-        except TimeoutError:
-            # A timer may fire a clock tick early; the machine is to see its deadline as passed.
-            await self._feed(events.Tick(), deadline)
-            return
+        assert deadline is not None
+        if loop.time() > deadline + LATE_S:
+            await asyncio.sleep(SETTLE_S)
+            for _ in range(self._inbox.qsize()):
+                await self._take(self._inbox.get_nowait())
+        # A timer may fire a clock tick early; the machine is to see its deadline as passed.
+        await self._feed(events.Tick(), deadline)
+        if not self._inbox.empty():
+            await self._take(self._inbox.get_nowait())
+
+    async def _take(self, event: events.Event | Joined | NotJoined | _Moved | _Still) -> None:
         if isinstance(event, _Moved):
             if event.generation != self._results.generation:
                 return
