@@ -9,7 +9,7 @@ from runtime.averaging.pace import Pace
 from runtime.averaging.roster import Roster
 from runtime.averaging.step import Step, Terms
 
-# As often as this, a second apart, the results of a commit are fetched in vain before it is given up.
+# As often as this, a second apart, a result of a commit is fetched in vain before the commit is given up.
 MOST_FETCHES = 3
 
 
@@ -72,15 +72,18 @@ class Commits:
                 return [ForwardCommit(sender, outer_step)]
         return []
 
-    def give_up(self, step: Step, commit: Commit, now: float) -> list[Action]:
-        """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did."""
+    def give_up(self, step: Step, commit: Commit, shard: int, now: float) -> list[Action]:
+        """After three fetches in vain: get the state from who applied the commit, or go on without it if nobody did.
+
+        Args: shard is the one that has just been fetched in vain.
+        """
         if self._roster.lost_until(now) is not None:
             # Who has the results may be back in a moment.
             return []
-        step.failed_fetches += 1
-        if step.failed_fetches < MOST_FETCHES:
+        step.failed_fetches[shard] += 1
+        if step.failed_fetches[shard] < MOST_FETCHES:
             return []
-        step.failed_fetches = 0
+        step.failed_fetches.clear()
         if self._roster.ahead(step.position):
             return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step + 1} any more")
         step.lost.add(commit)

@@ -308,9 +308,9 @@ class Round:
         step.fetching.discard((shard, digest))
         step.fetch_at = now + 1.0
         commit = step.commit
-        if commit is None:
+        if commit is None or commit.digests[shard : shard + 1] != (digest,):
             return []
-        actions = self._commits.give_up(step, commit, now)
+        actions = self._commits.give_up(step, commit, shard, now)
         return actions + (self._next_attempt(step, step.attempt + 1, now) if commit in step.lost else [])
 
     def _on_sync_failed(self, step: Step, peer: str, refuted: bool, now: float) -> list[Action]:

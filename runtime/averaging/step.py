@@ -88,7 +88,8 @@ class Step:
     """Known and not applied: results are missing, or (``applying``) being applied."""
     applying: bool = False
     fetch_at: float | None = None
-    failed_fetches: int = 0
+    failed_fetches: Counter[int] = field(default_factory=Counter)
+    """By shard, how often a result of the commit was fetched in vain."""
     lost: set[Commit] = field(default_factory=set)
     """Commits of which nobody alive has the results."""
     behind_since: float | None = None

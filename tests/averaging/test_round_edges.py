@@ -1,5 +1,6 @@
 """The round where it is thin: late, lost and rival messages, and who is left with what."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,26 @@ def test_a_commit_is_fetched_although_another_result_of_the_shard_was_being_fetc
             actions = machine.handle(events.ResultReady(descriptor.plan_id, 0, None, sha("old")), NOW + second)
         fetched |= {action.digest for action in actions if isinstance(action, events.Fetch)}
     assert fetched == set(digests)
+
+
+def test_a_commit_is_given_up_after_three_fetches_of_one_result_and_not_after_one_of_each() -> None:
+    leader, own, third = order(PEERS[:3])
+    machine = seated(own, [leader, third])
+    descriptor, digests = plan_of(leader, PEERS[:3]), (sha(0), sha(1), sha(2))
+    says(machine, leader, Commit(descriptor, digests))
+    fetched = Counter[int]()
+    for second in range(1, 12):
+        for action in machine.handle(events.Tick(), NOW + second):
+            assert isinstance(action, events.Fetch), "its results are fetched as long as somebody may have them"
+            # A connection has just broken: all fail at once.
+            fetched[action.shard] += 1
+            told = machine.handle(events.FetchFailed(descriptor.plan_id, action.shard, action.digest), NOW + second)
+            if any(isinstance(one, events.Report) and one.event == "commit_lost" for one in told):
+                assert fetched == {0: 3, 1: 2, 2: 2}
+                return
+        # Of a result that the commit does not have, nothing follows.
+        machine.handle(events.FetchFailed(descriptor.plan_id, 0, sha("old")), NOW + second)
+    raise AssertionError("nobody has them, and that is never noticed")
 
 
 def test_who_came_back_without_its_contribution_sends_none() -> None:
