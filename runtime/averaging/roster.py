@@ -32,7 +32,9 @@ class Roster:
     alive: dict[str, Status] = field(default_factory=dict)
     """The linked peers with their last status."""
     lost: dict[str, float] = field(default_factory=dict)
-    """Peers whose link has just ended without a goodbye, and when they stop being waited for."""
+    """Peers whose link has ended without a goodbye, and when."""
+    unreachable: set[str] = field(default_factory=set)
+    """Those of them whom a new dial did not reach."""
     lineages: dict[int, bytes] = field(default_factory=dict)
     """This peer's own history, by outer step."""
     refuted: dict[str, bytes] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Roster:
         known, self._members = self.alive.get(peer), None
         self.alive[peer] = status
         self.lost.pop(peer, None)
+        self.unreachable.discard(peer)
         if known is None or (known.role, known.outer_step) != (status.role, status.outer_step):
             self.since[peer] = now
         motion = self._motions.setdefault(peer, _Motion(status.progress, now))
@@ -85,6 +88,7 @@ class Roster:
         self.refuted.pop(peer, None)
         self.vain.pop(peer, None)
         self.still.discard(peer)
+        self.unreachable.discard(peer)
         if not left:
             self.lost[peer] = now
 
@@ -104,11 +108,15 @@ class Roster:
             motion.at += seconds
 
     def lost_until(self, now: float) -> float | None:
-        """Until when somebody may still be dialled back; to begin without a peer whose link hiccuped forks the run."""
+        """Until when somebody may still be dialled back; to begin without a peer whose link hiccuped forks the run.
+
+        Whom a new dial did not reach is waited for no more, unless it is this peer that was cut off.
+        """
         here = len(self.group & {self.peer, *self.alive})
-        gone = len(self.group & self.lost.keys())
-        wait_s = REDIAL_MOST_S if here < gone else REDIAL_S
-        until = max((at + wait_s for at in self.lost.values()), default=now)
+        cut_off = here < len(self.group & self.lost.keys())
+        wait_s = REDIAL_MOST_S if cut_off else REDIAL_S
+        waited_for = (at for peer, at in self.lost.items() if cut_off or peer not in self.unreachable)
+        until = max(waited_for, default=now - wait_s) + wait_s
         return until if until > now else None
 
     def members(self) -> list[tuple[str, Status]]:

@@ -49,6 +49,22 @@ def test_where_most_of_the_group_are_lost_at_a_stroke_this_peer_may_be_the_one_t
     assert one.lost_until(10.0 + REDIAL_MOST_S) is None
 
 
+def test_whom_a_new_dial_does_not_reach_is_not_waited_for_unless_nobody_is_reached_any_more() -> None:
+    """Without a link every dial fails at once, as that of a killed process does."""
+    one = roster("ann", "bob", "cat", group=frozenset({"me", "ann", "bob", "cat"}))
+    one.down("ann", left=False, now=10.0)
+    one.unreachable.add("ann")
+    assert one.lost_until(10.0) is None
+    one.down("bob", left=False, now=10.1)
+    assert one.lost_until(10.1) == 10.1 + REDIAL_S
+    one.unreachable.add("bob")
+    one.down("cat", left=False, now=10.2)
+    one.unreachable.add("cat")
+    assert one.lost_until(10.2) == 10.2 + REDIAL_MOST_S
+    one.saw("ann", member(), 11.0)
+    assert one.lost_until(11.0) is None
+
+
 def test_a_goodbye_is_not_waited_for() -> None:
     made = roster("ann", group=frozenset({"me", "ann"}))
     made.down("ann", left=True, now=10.0)
