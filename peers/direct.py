@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,10 +35,12 @@ HANDSHAKE_TIMEOUT_S = 5.0
 DIAL_TIMEOUT_S = 3.0
 # A peer that could not be dialled is reached over p2pd for so long before it is tried again.
 DIAL_AGAIN_S = 30.0
+# A connection without a stream is kept so long, and by who was dialled a little longer: it is the dialler's to end.
 IDLE_S = 60.0
 # Of one peer, in each direction; beyond it streams go over p2pd.
 MOST_CONNECTIONS = 32
-MOST_STRANGERS = 128
+# Of those whose name is not known yet; and of all that have dialled.
+MOST_STRANGERS, MOST_ACCEPTED = 128, 2048
 MAX_PROTOCOL_BYTES = 64
 # Of whom addresses are kept, beside those with a connection: a run of 256 has room to change.
 MOST_KNOWN = 1024
@@ -70,7 +73,7 @@ class DirectTransport:
         self._known: dict[str, tuple[str, ...]] = {}
         self._idle: dict[str, list[tuple[float, Connection]]] = {}
         self._open: dict[str, set[Connection]] = {}
-        self._accepted: dict[str, int] = {}
+        self._accepted = Counter[str]()
         self._strangers = 0
         self._not_before: dict[str, float] = {}
         self._kinds: dict[str, str] = {}
@@ -309,9 +312,9 @@ class DirectTransport:
             finally:
                 self._strangers -= 1
             counted, self._came_directly = connection.peer, True
-            self._accepted[counted] = self._accepted.get(counted, 0) + 1
+            self._accepted[counted] += 1
             # Twice what an honest peer opens: its end of a connection may be over before ours.
-            while self._accepted[counted] <= 2 * MOST_CONNECTIONS:
+            while self._accepted[counted] <= 2 * MOST_CONNECTIONS and self._accepted.total() <= MOST_ACCEPTED:
                 await self._serve_stream(connection)
         except (PeerError, TimeoutError):
             return
@@ -336,7 +339,8 @@ class DirectTransport:
         connection.freed = connection.lost = over.set
         stream = DirectStream(connection)
         try:
-            protocol = (await connection.receive(MAX_PROTOCOL_BYTES)).decode("ascii", "replace")
+            async with asyncio.timeout(1.5 * IDLE_S):
+                protocol = (await connection.receive(MAX_PROTOCOL_BYTES)).decode("ascii", "replace")
             handler = self._handlers.get(protocol)
             if handler is None:
                 raise Unreachable(connection.peer, f"asks for the unknown protocol {protocol!r}")

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 STARTUP_TIMEOUT_S = 15.0
 OPEN_TIMEOUT_S = 5.0
+# That others have opened: one that passes on for many pairs takes 256. Each is a file descriptor here.
+MOST_STREAMS, MOST_STREAMS_PER_PEER = 4096, 512
 # Part of OPEN_TIMEOUT_S: what is left is for a stream over a connection that exists already.
 _CONNECT_TIMEOUT_S = 4.0
 # At close, first for what is queued here to reach p2pd, then for p2pd to hand it to the kernel, which delivers it
@@ -64,6 +67,7 @@ class P2pdTransport:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: set[P2pdStream] = set()
+        self._accepted = Counter[str]()
         self._handlers: dict[str, StreamHandler] = {}
         self._server: asyncio.Server | None = None
 
@@ -289,7 +293,11 @@ class P2pdTransport:
             # libp2p also knows RSA identities; nothing of ours can verify what such a peer signs.
             writer.transport.abort()
             return
+        if self._accepted.total() >= MOST_STREAMS or self._accepted[peer] >= MOST_STREAMS_PER_PEER:
+            writer.transport.abort()
+            return
         stream = self._track(P2pdStream(peer, reader, writer, seen_endpoint(info.addr)))
+        self._accepted[peer] += 1
         try:
             await self._handlers[info.proto](stream)
         except PeerError as error:
@@ -298,6 +306,9 @@ class P2pdTransport:
             logger.exception("stream_handler_failed", extra={"peer": peer, "protocol": info.proto})
         finally:
             stream.close()
+            self._accepted[peer] -= 1
+            if not self._accepted[peer]:
+                del self._accepted[peer]
 
     def _track(self, stream: P2pdStream) -> P2pdStream:
         self._streams = {known for known in self._streams if not known.closed}

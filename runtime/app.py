@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from peers.identity import Identity
-from peers.transport import Stream
 from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
@@ -22,6 +21,7 @@ from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError, NotNowError
+from runtime.finding import give_manifest
 from runtime.folder import MOST_BOOTSTRAP, Folder, lock
 from runtime.invite import Invite
 from runtime.limits import limits_words
@@ -158,11 +158,7 @@ async def _take_part(
     config, user = manifest.config, peer.user
     user.manifest = manifest
 
-    async def serve_manifest(stream: Stream) -> None:
-        await stream.send(manifest.sealed)
-        await stream.receive(1)
-
-    await peer.transport.serve(MANIFEST_PROTOCOL, serve_manifest)
+    await peer.transport.serve(MANIFEST_PROTOCOL, partial(give_manifest, sealed=manifest.sealed))
     lineage, tokens = first_lineage(manifest.run_id, await _state_digest(trainer)), 0
     group: tuple[str, ...] = ()
     lost_P = None

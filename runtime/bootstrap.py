@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from peers.discovery import DhtDiscovery
 from peers.errors import NetworkError
 from peers.p2pd import P2pdTransport
-from peers.transport import Stream
 from runtime.errors import EXIT_INTERRUPTED
+from runtime.finding import give_manifest
 from runtime.folder import lock
 from runtime.invite import MOST_INVITING, Invite, format_invite, nearest_last
 from runtime.manifest import MANIFEST_PROTOCOL
@@ -51,7 +52,7 @@ async def _keep_leading(key: Path, host: str, port: int, peers: Sequence[str], i
         known = (*peers, *(invite.addresses if invite is not None else ()))
         p2pd = await P2pdTransport.create(key, listen=[f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"])
         stack.push_async_callback(p2pd.close)
-        await p2pd.serve(MANIFEST_PROTOCOL, _has_none)
+        await p2pd.serve(MANIFEST_PROTOCOL, partial(give_manifest, sealed=b""))
         discovery = await DhtDiscovery.create(p2pd, known)
         stack.push_async_callback(discovery.close)
         failed = asyncio.create_task(p2pd.wait_failed())
@@ -67,12 +68,6 @@ async def _keep_leading(key: Path, host: str, port: int, peers: Sequence[str], i
 def _stop(ended: "asyncio.Future[int]", exit_code: int) -> None:
     if not ended.done():
         ended.set_result(exit_code)
-
-
-async def _has_none(stream: Stream) -> None:
-    """Whoever asks for a manifest is to know that this peer has none, and is not to ask again."""
-    await stream.send(b"")
-    await stream.receive(1)
 
 
 async def _keep_printing(p2pd: P2pdTransport, invite: Invite | None) -> None:

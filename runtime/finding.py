@@ -8,13 +8,14 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from peers.daemon import end_tasks
 from peers.errors import ProtocolViolation, StreamClosed, Unreachable
 from peers.membership import Known
 from peers.records import members_key, read_records
 from peers.relay import Connected
-from peers.transport import Discovery
+from peers.transport import Discovery, Stream
 from runtime.errors import ConfigError
 from runtime.manifest import MANIFEST_PROTOCOL, MAX_MANIFEST_BYTES, Manifest, open_manifest
 
@@ -22,6 +23,18 @@ ANSWER_S = 5.0
 LOOK_S = 0.1
 # Of the peers in the table, at a time.
 MOST_ASKED = 8
+
+
+async def give_manifest(stream: Stream, sealed: bytes) -> None:
+    """Tell who asks, b"" where this peer has none, so that nobody asks it again.
+
+    Raises: PeerError.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ANSWER_S):
+            await stream.send(sealed)
+            # It closes the stream when it has read that.
+            await stream.receive(1)
 
 
 class Finder:

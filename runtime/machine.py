@@ -1,6 +1,7 @@
 """This machine as psutil sees it: other programs, the battery, this peer's memory. And taking a back seat on it."""
 
 import os
+import resource
 import sys
 import threading
 from contextlib import suppress
@@ -15,6 +16,8 @@ from runtime.pausing import Look
 SUPPLIES = Path("/sys/class/power_supply")
 # Of best effort the lowest. Idle is lower still, but on a busy disk it could keep this process from its own code.
 LOWEST_BEST_EFFORT = 7
+# More than a run of 256 and as many strangers need; a shell allows 1024 as a rule.
+MOST_FILES = 8192
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ def minute_now() -> int:
     """Of the day, by the clock on the wall."""
     now = datetime.now()
     return 60 * now.hour + now.minute
+
+
+def allow_files(most: int = MOST_FILES) -> None:
+    """Let this process and those that it begins have so many files open, if the system does: a stream is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def wait_with_io() -> None:

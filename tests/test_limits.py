@@ -1,5 +1,6 @@
 """What a volunteer writes as limits, what it means, and when a peer pauses for it."""
 
+import resource
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from runtime import machine
 from runtime.limits import MINUTES_A_DAY, Hours, Limits, limit_words, parse_hours, parse_rate, parse_size
-from runtime.machine import Spent, others_share
+from runtime.machine import MOST_FILES, Spent, allow_files, others_share
 from runtime.pausing import Busy, Look, reason_to_pause
 
 NOON, NIGHT = 12 * 60, 23 * 60
@@ -168,3 +169,17 @@ def test_a_machine_that_says_little_of_itself_is_no_reason_to_end(monkeypatch: p
     for _ in range(2):
         look = looking.look()
         assert (look.on_battery, look.others_share) == (False, 0.0)
+
+
+def test_a_peer_may_have_as_many_files_open_as_the_system_lets_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        allow_files()
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert allowed == (MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard))
+        # Who was given more keeps it.
+        allow_files(most=100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == allowed
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -219,7 +219,11 @@ class Transfers:
         return plan_id == self._plan
 
     async def _give_piece(self, stream: Stream) -> None:
-        piece = self._piece(await receive_exactly(stream, 32))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                piece = self._piece(await receive_exactly(stream, 32))
+        except TimeoutError:
+            return
         if piece is None:
             return
         await stream.send(struct.pack("!Q", len(piece.view)))

@@ -15,7 +15,7 @@ from runtime.doctor.fitness import checks_before_joining, warnings_of
 from runtime.errors import ConfigError
 from runtime.folder import Folder
 from runtime.invite import parse_invite
-from runtime.machine import wait_with_io
+from runtime.machine import allow_files, wait_with_io
 from runtime.places import default_key, joined_folder, opened_folder
 from runtime.runfile import load_run_file
 
@@ -78,6 +78,7 @@ def join(
 def _prepare(config: PeerConfig) -> None:
     """See to it that the key and the folder are there."""
     prepare_key(config.key, may_make_it=config.key == default_key())
+    allow_files()
     if config.nice:
         # Now: threads and children have what the thread has that begins them.
         wait_with_io()

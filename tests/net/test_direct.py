@@ -98,6 +98,25 @@ def test_frames_of_every_size_come_back_as_they_were(run: Any) -> None:
     run(scenario)
 
 
+def test_a_connection_that_is_not_used_any_more_is_ended_by_who_was_dialled(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peers.direct.IDLE_S", 0.2)
+
+    async def scenario(both: Pair) -> None:
+        await both.server.serve(BULK, echo)
+        stream = await both.open()
+        # A stream may be silent for longer.
+        await asyncio.sleep(0.5)
+        await stream.send(b"x")
+        assert await stream.receive(8) == b"x"
+        stream.close()
+        await until(lambda: not both.server._accepted)
+        await (await both.open()).send(b"y")
+
+    run(scenario)
+
+
 def test_a_peer_that_was_lost_is_dialled_anew(run: Any) -> None:
     async def scenario(both: Pair) -> None:
         async def answer(stream: Stream) -> None:

@@ -312,6 +312,41 @@ def test_an_open_with_wrong_addresses_uses_the_connection_that_exists(tmp_path: 
     asyncio.run(main())
 
 
+def test_who_leaves_too_many_streams_open_gets_no_more_and_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peers.p2pd.MOST_STREAMS_PER_PEER", 8)
+
+    async def main() -> None:
+        async with two_peers(tmp_path) as (server, client):
+            await server.serve("echo", echo)
+            addresses = await server.addresses()
+
+            async def ask(asking: P2pdTransport) -> Stream:
+                stream = await asking.open(server.peer, addresses, "echo")
+                await stream.send(b"x")
+                assert await stream.receive(8) == b"x"
+                return stream
+
+            kept = [await ask(client) for _ in range(8)]
+            with pytest.raises(StreamClosed):
+                await ask(client)
+            Identity.generate().save(tmp_path / "other")
+            other = await P2pdTransport.create(tmp_path / "other")
+            try:
+                await ask(other)
+            finally:
+                await other.close()
+            kept.pop().close()
+            while True:
+                if server._accepted[client.peer] < 8:
+                    break
+                await asyncio.sleep(0.001)
+            await ask(client)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_a_peer_in_client_mode_opens_streams_and_has_no_address(tmp_path: Path) -> None:
     async def main() -> None:
         for name in ("server", "client"):
