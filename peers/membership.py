@@ -26,7 +26,7 @@ RETRY_MOST_S = 60.0
 RETRY_GROWTH = 1.2
 # Dead peers whose records have not expired yet are forgotten beyond this many, oldest contact first.
 MOST_KNOWN = 1024
-# Of those only known from records, of which anybody can write any number. Who was heard is dialled at once.
+# Of those only known from records, of which anybody can write any number. Who was just heard is dialled at once.
 MOST_DIALS = 64
 # Addresses that are worth keeping for the next start.
 MOST_REMEMBERED = 256
@@ -305,11 +305,11 @@ class Membership:
     def _to_dial(self) -> dict[str, _Link]:
         """Sorted by id; of those who were never heard, the ones whose turn it is first, and no more than may be."""
         idle = {peer: link for peer, link in self._links.items() if not link.sending and not link.dialling}
-        heard = [peer for peer, link in idle.items() if link.status is not None]
-        known = [peer for peer, link in idle.items() if link.status is None and link.addresses]
+        heard = {peer for peer, link in idle.items() if link.status is not None or link.missing}
+        known = [peer for peer, link in idle.items() if peer not in heard and link.addresses]
         room = max(0, MOST_DIALS - sum(link.dialling for link in self._links.values()))
         known.sort(key=lambda peer: (idle[peer].retry_at, peer))
-        return {peer: idle[peer] for peer in sorted(heard + known[:room])}
+        return {peer: idle[peer] for peer in sorted((*heard, *known[:room]))}
 
     def _dial_due(self, now: float) -> list[Action]:
         due: list[Action] = []

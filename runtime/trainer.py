@@ -130,8 +130,6 @@ class ReplicaTrainer:
         self.n_elements = self.replica.n_elements
         self.device = self.replica.device
         self._inner_steps = run_config.inner.steps
-        self._is_still = True
-        """Whether no inner step is being taken, as far as the event loop knows."""
         self._ended = asyncio.Event()
         """No thread is in a phase. Set in the beginning."""
         self._ended.set()
@@ -169,7 +167,7 @@ class ReplicaTrainer:
 
     def inner_state(self) -> InnerState | None:
         """See ``Replica``; None in the middle of an inner step."""
-        return self.replica.inner_state() if self._is_still else None
+        return self.replica.inner_state() if self._ended.is_set() else None
 
     def load_inner_state(self, inner: InnerState) -> None:
         self.replica.load_inner_state(inner)
@@ -207,23 +205,18 @@ class ReplicaTrainer:
                 loop.call_soon_threadsafe(tell, result, failure)
 
         thread = threading.Thread(target=work, name="training", daemon=True)
-        self._is_still = False
         self._ended.clear()
         thread.start()
         try:
-            result = await done
-            self._is_still = True
-            return result
+            return await done
         except asyncio.CancelledError:
             stop.set()
             await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
-            self._is_still = not thread.is_alive()
             raise
 
     async def until_still(self) -> None:
         """Wait for an inner step that has outlasted its cancelled phase: it is in what is saved then."""
         await self._ended.wait()
-        self._is_still = True
 
     def pseudo_gradient(self) -> Tensor:
         return self.replica.pseudo_gradient()

@@ -45,3 +45,34 @@ def test_a_device_without_room_for_a_batch_is_one_sentence(tmp_path: Path) -> No
         asyncio.run(trainer.train(threading.Event()))
     with pytest.raises(ConfigError, match="has no room"):
         trainer.validation_loss()
+
+
+def test_an_inner_step_that_outlasts_its_cancelled_phase_is_in_what_is_saved_once_it_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.trainer.LAST_INNER_STEP_S", 0.0)
+    config = PeerConfig(tmp_path, tmp_path / "key", device="cpu", inner_step_s=1.0)
+
+    async def main() -> None:
+        trainer = ReplicaTrainer(RunConfig(), config, "peer-of-this-test", lambda: 1)
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def tell(module: object, inputs: object) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        trainer.replica._model.register_forward_pre_hook(tell)
+        training = asyncio.create_task(trainer.train(threading.Event()))
+        await begun.wait()
+        training.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await training
+        assert trainer.inner_state() is None
+        # Nobody waits for it: a peer that ends writes what there is when it has said goodbye.
+        async with asyncio.timeout(30):
+            while True:
+                if saved := trainer.inner_state():
+                    break
+                await asyncio.sleep(0.01)
+        assert saved.inner_steps == 1
+
+    asyncio.run(main())
