@@ -314,7 +314,7 @@ class Averager:
                 result = self._results.result(shard, self.machine.held(shard))
                 self._exchange.send_result(descriptor, shard, result, to)
             case events.Reduce(descriptor, shard, contributors):
-                self._exchange.miss(shard, contributors)
+                self._exchange.miss(shard, contributors, self._mesh.members())
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
             case events.Fetch():

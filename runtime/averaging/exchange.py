@@ -7,7 +7,7 @@ sends the mean on while the rest is still under way; a result is decoded as it c
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from peers.errors import PeerError, ProtocolViolation
@@ -69,9 +69,13 @@ class Exchange:
     def send_contribution(self, descriptor: Descriptor, shard: int, to: str) -> None:
         self._spawn(self._push(to, Kind.CONTRIBUTION, descriptor, shard, self._results.own_share(shard)), to)
 
-    def miss(self, shard: int, contributors: tuple[int, ...]) -> None:
-        """A shard is reduced without some: who has begun to send by the next plan is slow, whoever has not is mute."""
-        self._owing |= dict.fromkeys(self._results.silent(shard, contributors), shard)
+    def miss(self, shard: int, contributors: tuple[int, ...], linked: Collection[str]) -> None:
+        """A shard is reduced without some: who has begun to send by the next plan is slow, whoever has not is mute.
+
+        Who is not linked now could not send: the end of its link was told, and is no offence.
+        """
+        silent = self._results.silent(shard, contributors)
+        self._owing |= {peer: shard for peer in silent if peer in linked}
 
     def _blame(self) -> None:
         for peer, shard in self._owing.items():

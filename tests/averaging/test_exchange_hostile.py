@@ -176,6 +176,19 @@ def test_who_announces_a_share_and_sends_nothing_is_told_of_and_its_place_is_fre
     run_virtual(main())
 
 
+@pytest.mark.parametrize("linked", [(HOSTILE, HONEST), (HONEST,)], ids=["linked", "its link had ended"])
+def test_who_sends_nothing_of_its_share_is_struck_where_it_could_have(linked: tuple[str, ...]) -> None:
+    async def scenario() -> None:
+        scene = Scene()
+        await scene.begin()
+        await scene.push(share(), by=HONEST)
+        scene.exchange.miss(SHARD, (PLAN.peers.index(ME), PLAN.peers.index(HONEST)), linked)
+        scene.exchange.follow(replace(PLAN, lineage=bytes(31) + b"x"))
+        assert scene.why() == ([f"nothing came of its share of shard {SHARD}"] if HOSTILE in linked else [])
+
+    run_virtual(scenario())
+
+
 def test_who_trains_nothing_has_no_share() -> None:
     members = tuple(MemberEntry(entry.peer, 0, None, entry.peer != HOSTILE) for entry in PLAN.members)
     plan = replace(PLAN, members=members)
