@@ -20,7 +20,7 @@ from peers.daemon import Daemon, daemon_arguments, end_tasks, make_socket_folder
 from peers.errors import NetworkError, PeerError, Unreachable
 from peers.hivemind_parts import P2P, P2PD, Multiaddr, P2PDaemonError, p2pd_pb2
 from peers.identity import Identity, is_peer_id
-from peers.p2pd_stream import BUFFER_BYTES, P2pdStream
+from peers.p2pd_stream import READ_AHEAD_BYTES, P2pdStream
 from peers.transport import Stream, StreamHandler
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ class P2pdTransport:
         Raises: NetworkError if p2pd refuses or has ended.
         """
         if self._server is None:
-            self._server = await asyncio.start_unix_server(self._accept, self._daemon.accept_path, limit=BUFFER_BYTES)
+            self._server = await asyncio.start_unix_server(
+                self._accept, self._daemon.accept_path, limit=READ_AHEAD_BYTES
+            )
         self._handlers[protocol] = handler
         address = Multiaddr(f"/unix{self._daemon.accept_path}").to_bytes()
         registration = p2pd_pb2.StreamHandlerRequest(addr=address, proto=[protocol], balanced=False)
@@ -255,7 +257,7 @@ class P2pdTransport:
         Raises: NetworkError with p2pd's reason.
         """
         try:
-            reader, writer = await asyncio.open_unix_connection(self._daemon.path, limit=BUFFER_BYTES)
+            reader, writer = await asyncio.open_unix_connection(self._daemon.path, limit=READ_AHEAD_BYTES)
         except OSError as error:
             raise NetworkError(f"p2pd cannot be reached ({error}): start again.") from error
         try:

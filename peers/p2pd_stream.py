@@ -6,8 +6,9 @@ import contextlib
 from peers.errors import ProtocolViolation, StreamClosed
 from peers.transport import Frame
 
-# One frame of 256 KiB and its successor fit, so that neither end pauses its socket within a frame.
-BUFFER_BYTES = 1 << 19
+# Queued to be sent are at most a frame of 256 KiB and its successor. Read ahead is twice the other at most, on each of
+# what may be thousands of streams; four times as much is no quicker.
+BUFFER_BYTES, READ_AHEAD_BYTES = 1 << 19, 1 << 17
 HEADER_BYTES = 4
 
 
