@@ -121,6 +121,9 @@ class Round:
         if step is None:
             return []
         if step.applying:
+            match event:
+                case MessageFrom(sender, Ready() as ready) if ready.outer_step == step.outer_step + 1:
+                    self._early[sender] = ready
             return self._commits.tell(step, event)
         match event:
             case ContributionReady():

@@ -256,4 +256,9 @@ def test_who_is_about_to_apply_a_commit_still_tells_it_to_who_asks() -> None:
         machine.handle(events.ResultReady(descriptor.plan_id, shard, descriptor.peers[reducer], digests[shard]), NOW)
     assert events.Apply in kinds(says(machine, leader, Commit(descriptor, digests)))
     assert says(machine, third, ready_of(third, attempt=1)) == [events.ForwardCommit(third, 0)]
-    assert says(machine, third, ready_of(third, outer_step=1)) == []
+    ready = ready_of(third, outer_step=1, lineage=sha(1), state=sha(2))
+    assert says(machine, third, ready) == []
+    # Who is ready for the next step before this peer has it is not asked again.
+    machine.handle(events.StepBegun(1, sha(1), sha(2), 100, frozenset()), NOW)
+    assert machine._step is not None
+    assert machine._step.readies == {third: ready}
