@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peers.errors import NetworkError
 from peers.identity import Identity
 from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
@@ -217,15 +218,27 @@ async def _take_part(
         peer.disk,
         peer.checkpoint_bytes,
     )
+
+    async def finish() -> None:
+        if averager.established:
+            await saver.finish(trainer.outer_step, averager.lineage)
+        else:
+            await saver.wait()
+
     await peer.open_feed(stack, manifest, averager.doing)
     if not peer.view.given.outer_steps:
         # Else this is after a pause.
         peer.view.given = await asyncio.to_thread(given_before, peer.folder.path / EVENTS_FILE)
     peer.view.run(config, manifest.run_id, trainer.n_elements, limits_words(limits_in_force(user.config)))
-    with peer.view.area():
-        await peer.until_leaving(
-            averager.run(), _keep_showing(peer, averager, trainer, config), _keep_measuring(peer, averager, trainer)
-        )
+    try:
+        with peer.view.area():
+            await peer.until_leaving(
+                averager.run(), _keep_showing(peer, averager, trainer, config), _keep_measuring(peer, averager, trainer)
+            )
+    except (ConfigError, NetworkError):
+        # The network or the device is gone, and not what this peer has.
+        await finish()
+        raise
     user.progress = None
     over = averager.finished and not user.stop.is_set()
     if over:
@@ -238,10 +251,7 @@ async def _take_part(
     if exit_code is None:
         # The process stays, so there is time for the inner step that is being taken.
         await user.unless_ending(trainer.until_still())
-    if averager.established:
-        await saver.finish(trainer.outer_step, averager.lineage)
-    else:
-        await saver.wait()
+    await finish()
     return exit_code
 
 

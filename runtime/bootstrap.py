@@ -74,7 +74,12 @@ async def _keep_printing(p2pd: P2pdTransport, invite: Invite | None) -> None:
     """Each address once, when it is known, and with them the invite."""
     printed: list[str] = []
     while True:
-        new = [address for address in nearest_last(await p2pd.addresses()) if address not in printed]
+        try:
+            here = await p2pd.addresses()
+        except NetworkError:
+            # Too many streams at once, say. That p2pd has ended is seen elsewhere.
+            here = ()
+        new = [address for address in nearest_last(here) if address not in printed]
         for address in new:
             _say(f"address: {address}")
         printed += new

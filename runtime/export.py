@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from runtime.errors import ConfigError, reason_of
-from runtime.log import EVENTS_FILE, commits, read_log
+from runtime.log import EVENTS_FILE, read_log
 from runtime.shelf import KeptRun
 from runtime.state import State
 from runtime.training.checkpoint import load_newest
@@ -101,14 +101,17 @@ def card(run: KeptRun, state: State) -> str:
 def _contributors(folder: Path, state: State) -> list[tuple[str, int, int]]:
     """Peer, outer steps that it is in, tokens; those with the most tokens first."""
     try:
-        events = commits(read_log(folder / EVENTS_FILE))
+        # Of a step that was taken again, on another history or after a restart, the last counts.
+        taken = {
+            event["outer_step"]: (event["members"], event["weights"])
+            for event in read_log(folder / EVENTS_FILE)
+            if event["event"] == "outer_step_committed" and event["outer_step"] <= state.outer_step
+        }
     except OSError:
         return []
     steps, tokens = Counter[str](), Counter[str]()
-    # Of a step that was taken again, on another history or after a restart, the last counts.
-    taken = {event["outer_step"]: event for event in events if event["outer_step"] <= state.outer_step}
-    for event in taken.values():
-        for peer, weight in zip(event["members"], event["weights"], strict=True):
+    for members, weights in taken.values():
+        for peer, weight in zip(members, weights, strict=True):
             steps[peer] += 1
             tokens[peer] += weight
     return [(peer, steps[peer], n) for peer, n in tokens.most_common()]

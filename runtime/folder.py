@@ -1,5 +1,6 @@
 """The folder of a peer: which run it belongs to, and what the peer has to find its way back into it."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Sequence
@@ -78,11 +79,12 @@ class Folder:
     def in_use(self) -> bool:
         """Whether a peer runs in it now."""
         try:
-            # What may not be opened is nobody's that runs as this user.
-            with suppress(OSError):
-                lock(self.path)()
+            lock(self.path)()
         except NotNowError:
             return True
+        except (ConfigError, OSError):
+            # What may not be opened, or locked, is nobody's that runs as this user.
+            pass
         return False
 
     def manifest(self) -> Manifest | None:
@@ -108,29 +110,41 @@ class Folder:
         Raises: ConfigError if the folder has another run's.
         """
         file = self.path / MANIFEST_FILE
+        beside = file.with_suffix(".new")
         try:
             if not file.exists():
-                file.write_bytes(manifest.sealed)
+                with beside.open("wb") as new:
+                    new.write(manifest.sealed)
+                    new.flush()
+                    os.fsync(new.fileno())
+                beside.replace(file)
             elif file.read_bytes() != manifest.sealed:
                 raise ConfigError(f"{self.path} belongs to another run: name another folder with --folder")
         except OSError as error:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise unwritable(self.path, error) from None
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{folder} cannot be written ({error.strerror}): name another with --folder")
+    kind = NotNowError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+    return kind(f"{folder} cannot be written ({error.strerror}): name another with --folder")
 
 
 def lock(path: Path) -> Callable[[], None]:
     """Keep other peers of this machine from using a key or a folder; the function that gives it back.
 
-    Raises: NotNowError if one does.
+    Raises: NotNowError if one does; ConfigError where the file system has no locks.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        option = "--folder" if path.is_dir() else "--key"
-        raise NotNowError(f"{path} is in use by another peer on this machine: name another with {option}") from None
+        other = f"another with {'--folder' if path.is_dir() else '--key'}"
+        if isinstance(error, BlockingIOError):
+            raise NotNowError(f"{path} is in use by another peer on this machine: name {other}") from None
+        raise ConfigError(
+            f"{path} cannot be locked ({error.strerror}): name {other}, on a disk that has locks"
+        ) from None
     return lambda: os.close(descriptor)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.averaging.arithmetic import keep_to_one_core
 from runtime.config import PeerConfig, RunConfig
-from runtime.errors import ConfigError
+from runtime.errors import NotNowError
 from runtime.machine import wait_with_work
 from runtime.training.data import load_corpus
 from runtime.training.inner import InnerState
@@ -100,11 +100,11 @@ class AuxiliaryTrainer:
 
 @contextmanager
 def room_on(device: str) -> Iterator[None]:
-    """Raises: ConfigError where the device has not enough memory for what is done in here."""
+    """Raises: NotNowError where the device has not enough memory for what is done in here: others may use it."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        raise ConfigError(
+        raise NotNowError(
             f"{device} has no room for this run's model and batch: choose another --device, or join a run with a"
             " smaller one"
         ) from None

@@ -1,5 +1,6 @@
 """What a volunteer sees of their own peer: lines for what happens and, on a terminal, how far it is below them."""
 
+import errno
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -25,9 +26,9 @@ class LastingConsole(Console):
     def _write_buffer(self) -> None:
         try:
             super()._write_buffer()
-        except OSError:
-            # A terminal that was closed.
-            self.quiet = True
+        except OSError as error:
+            # A terminal that was closed; a full disk has room again some day.
+            self.quiet = error.errno not in (errno.ENOSPC, errno.EDQUOT)
 
 
 class View:

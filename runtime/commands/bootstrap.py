@@ -9,6 +9,7 @@ from runtime.commands.options import Host, check_addresses
 from runtime.commands.peer import prepare_key, run
 from runtime.config import PeerConfig, validate
 from runtime.invite import parse_invite
+from runtime.machine import allow_files
 from runtime.places import guide_key
 
 
@@ -37,6 +38,7 @@ def bootstrap(
     chosen = key or guide_key()
     validate(PeerConfig(folder=Path(), key=chosen, host=host, port=port), "command line")
     prepare_key(chosen, may_make_it=key is None)
+    allow_files()
     from runtime.bootstrap import lead
 
     return run(lead(chosen, host, port, others, parsed))

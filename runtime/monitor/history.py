@@ -16,6 +16,10 @@ HISTORY_FILE = "history.jsonl"
 MOST_WHOLE, MOST_STEPS = 256, 4096
 # Joins, leaves and faults: the last of them.
 MOST_MARKS = 512
+# Of what others tell, as JSON: a step of 256 members with all their figures has 80 kB.
+MOST_MARK_BYTES, MOST_STEP_BYTES = 1 << 11, 1 << 18
+# Anything that is told of one member in one step is a number or a word, and not much of it.
+MOST_FIGURES, MOST_WORD = 32, 300
 MARKS = frozenset(
     (
         *("joined", "member_up", "member_down", "strike", "fork_found", "fork_healed", "diverged", "behind"),
@@ -35,6 +39,7 @@ _OF_THE_RUN = (
     "round_s",
     "n_members",
 )
+Happening = tuple[str, ...]
 # A line on disk for each event until there are twice as many as are kept.
 _SLACK = 2
 
@@ -50,7 +55,7 @@ class History:
     def __init__(self, path: Path | None = None, may_write: Callable[[int], bool] = lambda n_bytes: True) -> None:
         self._steps: dict[int, Event] = {}
         """By outer step, in order."""
-        self._marks: list[Event] = []
+        self._marks: dict[Happening, Event] = {}
         self._every = 1
         """Of the steps that are not whole one in so many is kept."""
         self._path, self._may_write = path, may_write
@@ -73,16 +78,18 @@ class History:
     def merge(self, events: Iterable[Event]) -> None:
         """Take in what another knows of the past; of a step that both know, this history's own word stays."""
         for event in events:
-            self._take(event, replaces=False)
+            if _is_modest(event):
+                self._take(event, replaces=False)
         self._steps = dict(sorted(self._steps.items()))
-        self._marks.sort(key=lambda mark: float(mark["time"]))
+        self._marks = dict(sorted(self._marks.items(), key=lambda mark: float(mark[1]["time"])))
         self._rewrite()
 
     def since(self, outer_step: int) -> list[Event]:
         """What happened after an outer step, in the order of time; all of it for 0."""
         steps = [event for step, event in self._steps.items() if step > outer_step]
-        from_time = float(steps[0]["time"]) if steps and outer_step else 0.0
-        marks = [mark for mark in self._marks if float(mark["time"]) >= from_time]
+        before = [event for step, event in self._steps.items() if step <= outer_step]
+        from_time = float(before[-1]["time"]) if before and outer_step else 0.0
+        marks = [mark for mark in self._marks.values() if float(mark["time"]) >= from_time]
         return sorted((*steps, *marks), key=lambda event: float(event["time"]))
 
     def _take(self, event: Event, replaces: bool = True) -> bool:
@@ -99,11 +106,12 @@ class History:
             self._steps[step] = event
             self._thin()
             return True
-        if kind in MARKS:
-            self._marks.append(event)
-            del self._marks[:-MOST_MARKS]
-            return True
-        return False
+        if kind not in MARKS or (key := happening(event)) in self._marks:
+            return False
+        self._marks[key] = event
+        if len(self._marks) > MOST_MARKS:
+            del self._marks[next(iter(self._marks))]
+        return True
 
     def _thin(self) -> None:
         known = list(self._steps)
@@ -139,6 +147,33 @@ class History:
         with suppress(OSError):
             beside.write_bytes(content)
             beside.replace(self._path)
+
+
+def happening(event: Event) -> Happening:
+    """What is the same for two words on the same: each member tells of a step, in its own time."""
+    if event["event"] == "outer_step_committed":
+        return "outer_step_committed", repr(event.get("outer_step"))
+    return repr(event["event"]), repr(event["time"]), repr(event.get("peer")), repr(event.get("member"))
+
+
+def _is_modest(event: Event) -> bool:
+    """Whether an event of others takes no more memory than an honest one does; what it says is another matter."""
+    most = MOST_STEP_BYTES if event.get("event") == "outer_step_committed" else MOST_MARK_BYTES
+    return len(event) <= MOST_FIGURES and all(map(_is_small, event.values())) and len(json.dumps(event)) <= most
+
+
+def _is_small(value: object, depth: int = 2) -> bool:
+    match value:
+        case None | bool() | int() | float():
+            return True
+        case str():
+            return len(value) <= MOST_WORD
+        case list():
+            return depth == 2 and len(value) <= said.MOST_MEMBERS and all(_is_small(one, 1) for one in value)
+        case dict():
+            # Empty ones are the cheapest to write and the dearest to keep.
+            return depth == 1 and 0 < len(value) <= MOST_FIGURES and all(_is_small(one, 0) for one in value.values())
+    return False
 
 
 def _slim(event: Event) -> Event:

@@ -23,6 +23,9 @@ MOST_SPANS = 64
 GONE_S = 3600.0
 FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
 _KINDS = FAULTS | {"joined", "checkpoint_failed", "checkpoint_torn", "member_moves", "waiting"}
+_ONCE = _KINDS | {"member_up", "member_down", "left"}
+# What several members tell of the last marks of all.
+_MOST_TOLD = 16 * MOST_MARKS
 
 
 @dataclass
@@ -122,6 +125,8 @@ class Picture:
         self.steps: dict[int, StepPicture] = {}
         self._newest = 0
         self.marks: deque[Mark] = deque(maxlen=MOST_MARKS)
+        self._told: dict[tuple[object, ...], None] = {}
+        """Comings, goings and faults by who told them and when: a member tells some again to who comes back to it."""
         self.round = Round()
         self.validations: dict[int, float] = {}
         """Outer step -> validation loss."""
@@ -159,6 +164,13 @@ class Picture:
 
     def _see(self, event: Event) -> None:
         kind, time, teller = said.words(event["event"]), said.number(event["time"]), said.peer_id(event["peer"])
+        if kind in _ONCE:
+            key = kind, time, teller, said.peer_id(event.get("member", teller))
+            if key in self._told:
+                return
+            self._told[key] = None
+            if len(self._told) > _MOST_TOLD:
+                del self._told[next(iter(self._told))]
         match kind:
             case "outer_step_committed":
                 self._commit(event, time, teller)

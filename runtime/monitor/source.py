@@ -15,9 +15,10 @@ from runtime.invite import Invite
 from runtime.log import EVENTS_FILE, Event, parse_events, read_log
 from runtime.manifest import Manifest, open_manifest
 from runtime.monitor.feed import WATCH_PROTOCOL, greeting
-from runtime.monitor.history import HISTORY_FILE
+from runtime.monitor.history import HISTORY_FILE, happening
 from runtime.monitor.picture import Picture
 from runtime.monitor.said import MOST_NUMBER
+from runtime.monitor.words import plain
 from runtime.rotation import logs_below
 
 # A replayed pause is never longer than this, at any speed: nights are not for watching.
@@ -57,11 +58,11 @@ class Watched:
         if event.get("event") == "run" and self.manifest is None:
             self._read_manifest()
         if event.get("event") == "refused":
-            self.trouble = f"a member will not tell: {str(event.get('reason'))[:100]}"
+            self.trouble = plain(f"a member will not tell: {str(event.get('reason'))[:100]}")
         self.changed()
 
     def say(self, trouble: str, following: str = "") -> None:
-        self.trouble, self.following = trouble, following
+        self.trouble, self.following = plain(trouble), following
         self.changed()
 
     def _read_manifest(self) -> None:
@@ -70,7 +71,7 @@ class Watched:
             self.manifest = open_manifest(sealed, self.run_id or None, self.picture.told_by)
             self.picture.most_step = self.manifest.config.outer.steps
         except (ValueError, ProtocolViolation, ConfigError) as error:
-            self.trouble = f"the run's manifest cannot be read: {error}"
+            self.trouble = plain(f"the run's manifest cannot be read: {error}")
 
 
 def require_observer() -> None:
@@ -119,11 +120,11 @@ def logged(folder: Path) -> list[Event]:
     pasts = sorted(folder.rglob(HISTORY_FILE)) if folder.is_dir() else []
     try:
         events = [event for log in logs for event in read_log(log) if _is_timed(event)]
-        seen = set(map(_happening, events))
+        seen = set(map(happening, events))
         for past in pasts:
             new = [event for event in parse_events(past.read_bytes()) if _is_timed(event)]
-            events += [event for event in new if _happening(event) not in seen]
-            seen.update(map(_happening, new))
+            events += {key: event for event in new if (key := happening(event)) not in seen}.values()
+            seen.update(map(happening, new))
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read ({error.strerror}): mend that, or name another") from None
     if not events:
@@ -151,13 +152,6 @@ def manifest_below(folder: Path) -> Manifest | None:
             if file.is_file() and (manifest := Folder(file.parent).manifest()):
                 return manifest
     return None
-
-
-def _happening(event: Event) -> tuple[object, ...]:
-    """What is the same for two words on the same: each member tells of a step, in its own time."""
-    if event["event"] == "outer_step_committed":
-        return "outer_step_committed", repr(event.get("outer_step"))
-    return repr(event["event"]), event["time"], repr(event.get("peer"))
 
 
 def _is_timed(event: Event) -> bool:

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runtime.monitor.history import MOST_MARKS, MOST_STEPS, MOST_WHOLE, History
 
 MEMBERS = ["ann", "bob"]
@@ -105,4 +107,34 @@ def test_what_has_no_time_or_no_step_is_nothing() -> None:
             {**strike(1), "event": {}},
         ]
     )
+    assert history.since(0) == []
+
+
+def test_what_is_told_again_is_kept_once_and_who_was_there_hears_only_what_is_new() -> None:
+    """A peer that comes back each night asks for the past each time."""
+    history, told = History(), [*(commit(step) for step in range(1, 6)), strike(103.5), strike(105.5)]
+    for _ in range(3):
+        history.merge(told)
+    assert history.since(0).count(strike(103.5)) == 1
+    assert [event["event"] for event in history.since(4)] == ["outer_step_committed", "strike"]
+    assert history.since(5) == [strike(105.5)]
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        strike(1.0) | {"reason": "x" * 1000},
+        strike(1.0) | {"reason": [{}] * 100},
+        strike(1.0) | {str(number): 0 for number in range(100)},
+        strike(1.0) | {"a": {"b": {"c": 1}}},
+        commit(1) | {"figures": [{}, {}]},
+        commit(1) | {"figures": [{"up": [1]}, None]},
+        commit(1) | {"losses": [0] * 100_000},
+        commit(1) | {"figures": [{str(number): "x" * 300 for number in range(30)}] * 100},
+    ],
+    ids=["word", "list", "keys", "depth", "empty", "nested", "long", "all of it"],
+)
+def test_what_others_tell_takes_no_more_memory_than_an_honest_word(large: dict[str, Any]) -> None:
+    history = History()
+    history.merge([large])
     assert history.since(0) == []

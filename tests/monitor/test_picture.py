@@ -147,6 +147,20 @@ def test_the_round_under_way_says_since_when_each_does_what() -> None:
     assert picture.round.doing[ANN] == [(102.0, "training")]
 
 
+def test_what_a_member_tells_again_counts_once() -> None:
+    """Who follows a run comes back to a member that it has heard before."""
+    strike = {"event": "strike", "time": 101.0, "peer": ANN, "member": BOB, "reason": "x"}
+    down = {"event": "member_down", "time": 101.5, "peer": ANN, "member": BOB, "reason": "silent"}
+    up = {"event": "member_up", "time": 102.0, "peer": ANN, "member": BOB}
+    picture = seen(commit(1), strike, down, up, commit(2))
+    before = len(picture.marks)
+    for event in (strike, down, up):
+        picture.see(event)
+    (bob,) = (member for member in picture.present() if member.peer == BOB)
+    assert bob.strikes == 1
+    assert len(picture.marks) == before
+
+
 def test_faults_are_marked_where_they_happened() -> None:
     picture = seen(commit(1), {"event": "strike", "time": 101.5, "peer": ANN, "member": BOB, "reason": "\x1b[2Jlies"})
     mark = picture.marks[-1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runtime.config import PeerConfig, RunConfig
-from runtime.errors import ConfigError
+from runtime.errors import NotNowError
 from runtime.trainer import ReplicaTrainer, share_threads
 
 
@@ -41,9 +41,9 @@ def test_a_device_without_room_for_a_batch_is_one_sentence(tmp_path: Path) -> No
 
     # There is no GPU to fill here: the model's first operation fails as it does on one.
     trainer.replica._model.register_forward_pre_hook(full)
-    with pytest.raises(ConfigError, match="cpu has no room for this run's model and batch: choose another --device"):
+    with pytest.raises(NotNowError, match="cpu has no room for this run's model and batch: choose another --device"):
         asyncio.run(trainer.train(threading.Event()))
-    with pytest.raises(ConfigError, match="has no room"):
+    with pytest.raises(NotNowError, match="has no room"):
         trainer.validation_loss()
 
 

@@ -1,0 +1,56 @@
+"""A peer's folder at its first moment: what a full disk or a strange one leaves of it."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from peers.identity import Identity
+from runtime.config import RunConfig
+from runtime.errors import ConfigError, NotNowError
+from runtime.folder import MANIFEST_FILE, Folder, lock
+from runtime.manifest import Manifest, sign_manifest
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return sign_manifest(Identity.from_seed(bytes(32)), RunConfig(), bytes(32), "nonce")
+
+
+def test_a_disk_that_is_full_at_the_first_join_leaves_a_folder_that_can_be_joined_from(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        # It may have room later: a service tries again.
+        with pytest.raises(NotNowError, match="No space left"):
+            Folder(tmp_path).claim(manifest)
+    assert list(tmp_path.iterdir()) == []
+    assert Folder(tmp_path).manifest() is None
+    Folder(tmp_path).claim(manifest)
+    assert [file.name for file in tmp_path.iterdir()] == [MANIFEST_FILE]
+    Folder(tmp_path).claim(manifest)
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def no_locks(descriptor: int, operation: int) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(ConfigError, match="cannot be locked") as raised:
+            lock(tmp_path)
+        assert not isinstance(raised.value, NotNowError)
+        assert not Folder(tmp_path).in_use
+    give_back = lock(tmp_path)
+    assert Folder(tmp_path).in_use
+    give_back()
+    assert not Folder(tmp_path).in_use
