@@ -11,7 +11,7 @@ import math
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -30,9 +30,11 @@ LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
 FORGET_S = 30.0
 # A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
 STALL_S = 20.0
+# Whoever has waited so long for its turn sends the shortest frame before it, so that the other end does not give it up.
+MOST_PATIENCE_S = STALL_S / 4
 # What is no part of a round waits while one is being sent, but not longer than this for each of its frames, so that it
 # gets there even if the rounds fill the link.
-MOST_PATIENCE_S = 0.5
+BACKGROUND_PATIENCE_S = 0.5
 # An acknowledgement: when the frame came, by the receiver's own clock.
 STAMP = struct.Struct("!d")
 
@@ -161,11 +163,14 @@ class Uplink:
 
     async def turn(self, window: Window, rank: Rank) -> int:
         """Wait for the turn of a payload; how many bytes of it may be sent now."""
+        loop, most_bytes = asyncio.get_running_loop(), MOST_FRAME_BYTES
+        impatient_at = loop.time() + MOST_PATIENCE_S
         if rank.stage is Stage.BACKGROUND:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(MOST_PATIENCE_S):
+            try:
+                async with asyncio.timeout(BACKGROUND_PATIENCE_S):
                     await self._quiet.wait()
-        loop = asyncio.get_running_loop()
+            except TimeoutError:
+                rank, most_bytes = FIRST, LEAST_FRAME_BYTES
         while (
             not (room := window.room)
             or self.own.busy_s(loop.time()) > 0
@@ -175,10 +180,13 @@ class Uplink:
             bisect.insort(self._waiting, entry)
             self.look()
             try:
-                await entry[-1]
+                async with asyncio.timeout_at(None if rank == FIRST else impatient_at):
+                    await entry[-1]
+            except TimeoutError:
+                rank, most_bytes = FIRST, LEAST_FRAME_BYTES
             finally:
                 self._waiting.remove(entry)
-        return room
+        return min(room, most_bytes)
 
     def look(self) -> None:
         """There is room, or somebody does not need it: wake the first who can send."""

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import cast
 
 import pytest
@@ -18,6 +18,7 @@ from runtime.averaging.pacing import (
     LEAST_WINDOW_BYTES,
     MOST_WINDOW_BYTES,
     QUEUE_S,
+    STALL_S,
     STAMP,
     Rank,
     Stage,
@@ -195,6 +196,34 @@ def test_what_comes_first_in_a_round_goes_first_and_who_is_held_up_holds_up_nobo
         return done
 
     assert run_virtual(main()) == ["first", "second", "slow"]
+
+
+@pytest.mark.parametrize("stage", [Stage.SHARE, Stage.BACKGROUND])
+def test_what_waits_long_for_its_turn_is_not_given_up_by_who_waits_for_it(stage: Stage) -> None:
+    """On a slow link all shares of a large model take far longer than nothing may come of one of them."""
+
+    async def main() -> list[str]:
+        network, done = MemoryNetwork(random.Random(0), 0.001, 0.002), list[str]()
+        network.bytes_per_s["ann"] = bytes_per_s = 2.5e6
+        n_bytes = int(0.5 * STALL_S * bytes_per_s)
+
+        async def take(stream: Stream) -> None:
+            await receive_payload(stream, Payload(n_bytes))
+            done.append(stream.peer)
+
+        transport, uplink = network.transport("ann"), Uplink()
+
+        async def send(peer: str, rank: Rank) -> None:
+            await network.transport(peer).serve("bulk", take)
+            stream, payload = await transport.open(peer, (), "bulk"), given(n_bytes)
+            with uplink.of_a_round() if rank.stage is Stage.SHARE else nullcontext():
+                await send_payload(stream, payload, uplink, rank)
+
+        first = [send(peer, Rank(Stage.SHARE, turn=turn)) for turn, peer in enumerate(("one", "two", "three"))]
+        await asyncio.gather(*first, send("last", Rank(stage, turn=3)))
+        return done
+
+    assert len(run_virtual(main())) == 4
 
 
 def test_who_has_the_turn_and_a_peer_that_has_stopped_reading_holds_up_nobody() -> None:
