@@ -111,7 +111,9 @@ def host_and_port(address: str) -> tuple[str, int]:
     parts = address.partition(MARK)[0].split("/")
     if len(parts) != 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp" or not parts[4].isascii():
         raise ValueError(f"{address!r} is no direct address")
-    return str(ipaddress.ip_address(parts[2])), int(parts[4])
+    if not 0 < (port := int(parts[4])) < 1 << 16:
+        raise ValueError(f"{address!r} has no such port")
+    return str(ipaddress.ip_address(parts[2])), port
 
 
 def tcp_endpoint(address: str) -> tuple[str, int] | None:

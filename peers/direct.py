@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -256,9 +257,8 @@ class DirectTransport:
         )
         try:
             certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            key = x509.load_der_x509_certificate(certificate or b"").public_key()
             # Before anything is said to whoever it is.
-            if not isinstance(key, Ed25519PublicKey) or peer_id_of(key) != peer:
+            if _owner(certificate or b"") != peer:
                 raise Unreachable(peer, f"another peer answers at {address}")
             connection.peer = peer
             nonce = await connection.receive(NONCE_BYTES)
@@ -350,6 +350,15 @@ class DirectTransport:
         await over.wait()
         if connection.ended is not None:
             raise StreamClosed(connection.peer, connection.ended)
+
+
+def _owner(certificate: bytes) -> str | None:
+    """The peer whose key a certificate has; None for one that is no peer's, or cannot be read."""
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        return None
+    return peer_id_of(key) if isinstance(key, Ed25519PublicKey) else None
 
 
 def _tls_contexts(identity: Identity) -> tuple[ssl.SSLContext, ssl.SSLContext]:

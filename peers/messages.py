@@ -6,7 +6,7 @@ from typing import Annotated
 
 from peers.wire import Codec, Digest, Length, PeerId, RunId
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Peers of different versions refuse each other at the first frame."""
 
 MAX_RECORDS = 32

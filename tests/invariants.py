@@ -141,6 +141,9 @@ class Ledger:
             self.steps[begun.outer_step].add(lineage)
             self._counted[lineage] = self._count(self._counted[before], descriptor, contributors)
         assert self.parents[lineage] == before, "one lineage with two pasts"
+        # Cut down to whole tokens for each member of each step.
+        in_all = sum(self._counted[lineage].values())
+        assert begun.tokens <= in_all + 1e-6, f"validity: {begun.tokens} tokens in a history, of {in_all:.0f} counted"
         self._begun(begun)
         assert begun.tokens > self.tokens[before], "an outer step without any work in it"
         assert self.forks_allowed or len(self.steps[begun.outer_step]) == 1, (

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -161,9 +162,15 @@ class OwnState:
             for shard in range(descriptor.n_shards)
             if shard not in included and self.stale <= MOST_STALE
         ]
-        members = [descriptor.members[index] for index in sorted({one for shard in contributors for one in shard})]
+        taken = Counter[int]()
+        for shard, indices in enumerate(contributors):
+            taken.update(dict.fromkeys(indices, descriptor.bounds[shard + 1] - descriptor.bounds[shard]))
+        members = [descriptor.members[index] for index in sorted(taken)]
         group = tuple(entry.peer for entry in members)
-        tokens = self.tokens + sum(entry.weight for entry in members)
+        # The rest of a contribution is in a later one, and its tokens count there.
+        n_elements = descriptor.bounds[-1]
+        counted = (descriptor.members[index].weight * n // n_elements for index, n in taken.items())
+        tokens = self.tokens + sum(counted)
         # Encoded by now as a rule. Here it is done where pushes do it.
         sent = {shard: own_share(shard) for shard in included if own_P is not None}
         for share in sent.values():

@@ -205,7 +205,7 @@ def _held_digests(last: Descriptor, readies: Mapping[str, Ready]) -> tuple[bytes
 
 
 def _most_held(digests: list[bytes]) -> bytes:
-    """The digest that most say they hold, the lowest among equals: one liar cannot have his settled. Empty if none."""
+    """The digest that most say they hold, the lowest among equals. Empty if none."""
     counts = Counter(digests)
     return min(counts, key=lambda digest: (-counts[digest], digest), default=b"")
 

@@ -246,6 +246,8 @@ class Step:
             return f"descriptor that does not hold together: {error}"
         if (descriptor.run_id, descriptor.outer_step) != (self.terms.run_id, self.outer_step):
             return "descriptor of another run or outer step"
+        if len(descriptor.trainers) < self.terms.quorum:
+            return f"descriptor with {len(descriptor.trainers)} contributions where the quorum is {self.terms.quorum}"
         if descriptor.codec not in allowed(self.terms.codec):
             return f"descriptor with the codec {descriptor.codec!r}, which this run has not"
         if (descriptor.lineage, descriptor.state) != (self.lineage, self.state):

@@ -41,6 +41,13 @@ def test_a_begin_that_does_not_fit_is_never_followed(wrong: dict[str, Any]) -> N
     assert machine.descriptor is None
 
 
+def test_a_plan_with_fewer_contributions_than_the_quorum_is_refused_before_anything_is_reduced() -> None:
+    leader, own, _ = order(PEERS[:3])
+    machine = seated(own, [peer for peer in PEERS[:3] if peer != own], quorum=2)
+    assert kinds(says(machine, leader, plan_of(leader, [own]))) == {events.Strike}
+    assert events.Follow in kinds(says(machine, leader, plan_of(leader, sorted([leader, own]))))
+
+
 def test_under_a_weight_that_this_peer_never_claimed_its_share_is_not_sent() -> None:
     # Nor is it a lie: before this peer was started anew it may have claimed that.
     leader, own, _ = order(PEERS[:3])

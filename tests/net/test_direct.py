@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import os
 import socket
 import ssl
@@ -11,11 +12,15 @@ from typing import Any
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from peers.addresses import MARK
-from peers.direct import MOST_CONNECTIONS, DirectTransport
+from peers.addresses import MARK, host_and_port
+from peers.direct import MOST_CONNECTIONS, DirectTransport, _owner
 from peers.errors import PeerError, ProtocolViolation, StreamClosed
-from peers.identity import Identity
+from peers.identity import Identity, peer_id_of
 from peers.p2pd import P2pdTransport
 from peers.transport import Stream
 
@@ -115,6 +120,32 @@ def test_a_connection_that_is_not_used_any_more_is_ended_by_who_was_dialled(
         await (await both.open()).send(b"y")
 
     run(scenario)
+
+
+def test_whoever_shows_a_certificate_that_cannot_be_read_is_nobody() -> None:
+    """None of these may be more than a dial that failed."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def made(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+        name = x509.Name([])
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now)
+        algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+        return builder.sign(key, algorithm).public_bytes(Encoding.DER)
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    good = made(key)
+    version = bytes.fromhex("a003020102")
+    assert good.count(version) == 1
+    assert _owner(good) == peer_id_of(key.public_key())
+    for bad in (b"", b"x" * 300, good[:-9], good.replace(version, bytes.fromhex("a003020101"))):
+        assert _owner(bad) is None
+    assert _owner(made(ec.generate_private_key(ec.SECP256R1()))) is None
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999999"])
+def test_a_port_that_cannot_be_is_no_direct_address(port: str) -> None:
+    with pytest.raises(ValueError, match="no such port"):
+        host_and_port(f"/ip4/192.0.2.1/tcp/{port}{MARK}{Identity.from_seed(bytes(32)).peer}")
 
 
 def test_a_peer_that_was_lost_is_dialled_anew(run: Any) -> None:
