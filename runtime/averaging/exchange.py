@@ -52,6 +52,10 @@ class Exchange:
         self._again: Counter[tuple[str, Kind, int]] = Counter()
         self._pushed: dict[tuple[str, int], Result] = {}
         """By peer and shard, the result that was or is being sent."""
+        self._failed: Counter[tuple[str, int]] = Counter()
+        """By peer and shard, how often that came to nothing."""
+        self._cut_off: set[str] = set()
+        """Those whose link has ended since the plan is followed: what they had to send may have died with them."""
         self._owing: dict[str, int] = {}
         """Those of whose share nothing had come when its shard was reduced."""
         self._followed_at = 0.0
@@ -59,8 +63,9 @@ class Exchange:
     def follow(self, descriptor: Descriptor) -> None:
         """Take what belongs to this descriptor's plan from now on."""
         if not self._results.follows(descriptor.plan_id):
-            self._incoming, self._pushed, self._again = {}, {}, Counter()
+            self._incoming, self._pushed, self._again, self._failed = {}, {}, Counter(), Counter()
             self._blame()
+            self._cut_off = set()
             self._followed_at = asyncio.get_running_loop().time()
         self._descriptor = descriptor
         self._results.follow(descriptor)
@@ -72,10 +77,10 @@ class Exchange:
     def miss(self, shard: int, contributors: tuple[int, ...], linked: Collection[str]) -> None:
         """A shard is reduced without some: who has begun to send by the next plan is slow, whoever has not is mute.
 
-        Who is not linked now could not send: the end of its link was told, and is no offence.
+        Whose link has ended could not send, and the process that is back may not have what it had: that is no offence.
         """
         silent = self._results.silent(shard, contributors)
-        self._owing |= {peer: shard for peer in silent if peer in linked}
+        self._owing |= {peer: shard for peer in silent if peer in linked and peer not in self._cut_off}
 
     def _blame(self) -> None:
         for peer, shard in self._owing.items():
@@ -98,6 +103,7 @@ class Exchange:
     def lost(self, peer: str) -> None:
         """The peer is gone: if it comes back it may need again what was sent to it."""
         self.transfers.lost(peer)
+        self._cut_off.add(peer)
         self._pushed = {known: result for known, result in self._pushed.items() if known[0] != peer}
 
     async def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, payload: Payload) -> None:
@@ -116,7 +122,12 @@ class Exchange:
         except PeerError as error:
             # If the peer is gone, its control streams say so; if not, the round's deadlines do.
             self._report("transfer_failed", member=to, shard=shard, reason=error.reason)
-            if kind is Kind.RESULT and self._pushed.get((to, shard)) is payload:
+            self._failed[to, shard] += 1
+            if (
+                kind is Kind.RESULT
+                and self._failed[to, shard] <= MOST_AGAIN
+                and self._pushed.get((to, shard)) is payload
+            ):
                 del self._pushed[to, shard]
 
     async def fetch(self, wanted: events.Fetch) -> None:
@@ -176,4 +187,6 @@ class Exchange:
         """Reduce what has come, and once there is some of the result send it on as more of it is made."""
         result, descriptor = self._results.advance(shard), self._descriptor
         if result is not None and descriptor is not None:
-            self.send_result(descriptor, shard, result, tuple(one for one in descriptor.peers if one != self._peer))
+            # Who was cut off and is back is sent the whole when it is made.
+            there = tuple(one for one in descriptor.peers if one != self._peer and one not in self._cut_off)
+            self.send_result(descriptor, shard, result, there)

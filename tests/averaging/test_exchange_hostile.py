@@ -176,15 +176,21 @@ def test_who_announces_a_share_and_sends_nothing_is_told_of_and_its_place_is_fre
     run_virtual(main())
 
 
-@pytest.mark.parametrize("linked", [(HOSTILE, HONEST), (HONEST,)], ids=["linked", "its link had ended"])
-def test_who_sends_nothing_of_its_share_is_struck_where_it_could_have(linked: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("linked", "was_lost"),
+    [((HOSTILE, HONEST), False), ((HOSTILE, HONEST), True), ((HONEST,), True)],
+    ids=["linked", "its link is back", "its link has ended"],
+)
+def test_who_sends_nothing_of_its_share_is_struck_where_it_could_have(linked: tuple[str, ...], was_lost: bool) -> None:
     async def scenario() -> None:
         scene = Scene()
         await scene.begin()
         await scene.push(share(), by=HONEST)
+        if was_lost:
+            scene.exchange.lost(HOSTILE)
         scene.exchange.miss(SHARD, (PLAN.peers.index(ME), PLAN.peers.index(HONEST)), linked)
         scene.exchange.follow(replace(PLAN, lineage=bytes(31) + b"x"))
-        assert scene.why() == ([f"nothing came of its share of shard {SHARD}"] if HOSTILE in linked else [])
+        assert scene.why() == ([] if was_lost else [f"nothing came of its share of shard {SHARD}"])
 
     run_virtual(scenario())
 
