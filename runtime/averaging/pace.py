@@ -16,6 +16,8 @@ WORTH_OF_LATE_TOKENS = 0.5
 LEAST_WAIT_S = 0.25
 # A peer's first phase has its data to read and its kernels to warm up, which no earlier phase could tell.
 FIRST_GRACE_S = 3.0
+# Nor could a round: a vector passes at a byte an element over a link of 8 Mbit/s.
+FIRST_ELEMENTS_PER_S = 1e6
 
 
 def worth_waiting_until(ready: Sequence[tuple[float, float]], missing_tokens: float) -> float:
@@ -31,9 +33,13 @@ def worth_waiting_until(ready: Sequence[tuple[float, float]], missing_tokens: fl
 
 
 class Pace:
-    """Windows and deadlines from the last eight inner phases and rounds of this peer."""
+    """Windows and deadlines from the last eight inner phases and rounds of this peer.
 
-    def __init__(self) -> None:
+    Args: n_elements is how long the vector is that a round sends.
+    """
+
+    def __init__(self, n_elements: int = 0) -> None:
+        self._first_s = n_elements / FIRST_ELEMENTS_PER_S
         self._phases: deque[float] = deque(maxlen=8)
         self._rounds: deque[float] = deque(maxlen=8)
 
@@ -90,12 +96,12 @@ class Pace:
     @property
     def reduce_s(self) -> float:
         """How long the shares or results of half of the group may take."""
-        return max(5.0, 5 * median(self._rounds)) if self._rounds else 30.0
+        return max(5.0, 5 * median(self._rounds)) if self._rounds else max(30.0, self._first_s)
 
     @property
     def round_s(self) -> float:
         """How long a round usually takes."""
-        return median(self._rounds) if self._rounds else 10.0
+        return median(self._rounds) if self._rounds else max(10.0, self._first_s / 3)
 
     def attempt_s(self, attempt: int, begun: bool) -> float:
         """How long a ready member waits before it tries another leader; doubles, to let a slow one end.

@@ -56,7 +56,7 @@ class Round:
     ) -> None:
         self.peer = peer
         self.terms = Terms(peer, run_id, n_elements, codec, quorum, on_partition, codec_costs or {}, trains)
-        self.pace, self.roster = Pace(), Roster(peer)
+        self.pace, self.roster = Pace(n_elements), Roster(peer)
         self._leader = Leader(self.terms, self.roster, self.pace)
         self._reducer = Reducer(self.terms, self.roster, self.pace)
         self._histories = Histories(self.roster)

@@ -61,3 +61,12 @@ def test_each_attempt_is_given_up_later_than_the_one_before() -> None:
     ends = [paced(10.0).attempt_s(attempt, begun=True) for attempt in range(6)]
     assert ends == sorted(ends)
     assert ends[-1] == ends[-2]
+
+
+def test_before_the_first_round_a_large_model_has_the_time_that_a_slow_link_takes_for_it() -> None:
+    small, large = Pace(1_000_000), Pace(123_000_000)
+    assert small.shares_by(10.0, None, 0, 0) == 10.0 + 30.0
+    assert large.shares_by(10.0, None, 0, 0) == 10.0 + 123.0
+    assert large.attempt_s(0, begun=True) > large.reduce_s > small.reduce_s
+    large.round(20.0)
+    assert large.reduce_s == 100.0
