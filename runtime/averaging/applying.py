@@ -27,7 +27,7 @@ class Applying:
 
     Args:
         announce: tells all members of the state that is present now.
-        committed: awaited after each applied step, before training goes on.
+        committed: awaited with each new state, before training goes on from it.
         abandoned: called with a copy of the state of a fork that is left; where it is kept, for the log.
     """
 
@@ -113,7 +113,11 @@ class Applying:
                 self._report("fork_healed", member=self._machine.peer, **fork_fields(old, state), kept=kept)
         self._results.forget_step()
         self._joining.active = False
-        begun = self.begin()
+        begun = self._step_begun(loaded=True)
+        if state is not None:
+            # What was downloaded is not to be fetched again by a process that dies in its first phase.
+            await self._committed()
+        self._train_on()
         self._report("joined", outer_step=self._own.outer_step, lineage=self._own.lineage.hex(), kept=kept)
         return begun
 

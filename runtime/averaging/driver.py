@@ -73,7 +73,7 @@ class Averager:
         partial: keeps what has come of a state whose download is interrupted.
         report: called with an event's name and fields, for the log.
         on_partition: "fork" or "stop", as in ``Terms``.
-        committed: awaited after each applied step, before training goes on.
+        committed: as in ``Applying``.
         abandoned: called with a copy of the state of a fork that is left; where it is kept, for the log.
     """
 
