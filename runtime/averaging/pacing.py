@@ -28,7 +28,8 @@ QUEUE_S = 0.1
 LEAST_WINDOW_BYTES, MOST_WINDOW_BYTES = 1 << 16, 16 << 20
 # The least delay of a path is looked for anew after so long: paths change.
 FORGET_S = 30.0
-# A stream on which nothing has moved for so long is given up, at either end: whoever froze keeps it open for ever.
+# A stream on which not even the shortest frame has moved for so long is given up, at either end: whoever froze keeps it
+# open for ever.
 STALL_S = 20.0
 # Whoever has waited so long for its turn sends the shortest frame before it, so that the other end does not give it up.
 MOST_PATIENCE_S = STALL_S / 4
@@ -301,12 +302,14 @@ async def receive_payload(
     Raises: StreamClosed if it ends early; Stalled; Dropped; ProtocolViolation if a frame is empty, goes past the end,
         or is not what the payload has to be.
     """
+    loop = asyncio.get_running_loop()
+    since, came_bytes = loop.time(), 0
     while not payload.complete:
         try:
-            async with asyncio.timeout(STALL_S):
+            async with asyncio.timeout_at(since + STALL_S):
                 n_bytes = await stream.receive_into(payload.view[payload.n_ready :][:MOST_FRAME_BYTES])
         except TimeoutError:
-            raise Stalled(stream.peer, f"nothing came for {STALL_S:.0f} s") from None
+            raise Stalled(stream.peer, f"{came_bytes} bytes came in {STALL_S:.0f} s") from None
         if not n_bytes:
             raise ProtocolViolation(stream.peer, "an empty frame")
         if payload.dropped:
@@ -317,7 +320,10 @@ async def receive_payload(
             raise ProtocolViolation(stream.peer, str(error)) from None
         count(FRAME_HEADER_BYTES + n_bytes)
         grown()
-        await stream.send(STAMP.pack(asyncio.get_running_loop().time()))
+        came_bytes += n_bytes
+        if came_bytes >= LEAST_FRAME_BYTES:
+            since, came_bytes = loop.time(), 0
+        await stream.send(STAMP.pack(loop.time()))
 
 
 async def receive_exactly(stream: Stream, n_bytes: int) -> bytes:

@@ -170,7 +170,7 @@ def test_who_announces_a_share_and_sends_nothing_is_told_of_and_its_place_is_fre
         await asyncio.sleep(STALL_S - 1.0)
         assert not scene.strikes
         await asyncio.sleep(2.0)
-        assert scene.why() == [f"nothing came for {STALL_S:.0f} s of its share of shard {SHARD}"]
+        assert scene.why() == [f"100 bytes came in {STALL_S:.0f} s of its share of shard {SHARD}"]
         assert scene.results.lacks(HOSTILE, Kind.CONTRIBUTION, SHARD)
 
     run_virtual(main())

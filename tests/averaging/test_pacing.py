@@ -226,6 +226,24 @@ def test_what_waits_long_for_its_turn_is_not_given_up_by_who_waits_for_it(stage:
     assert len(run_virtual(main())) == 4
 
 
+def test_whoever_lets_a_byte_through_now_and_then_is_given_up_as_who_lets_none() -> None:
+    async def main() -> float:
+        network, loop = MemoryNetwork(random.Random(0), 0.001, 0.002), asyncio.get_running_loop()
+
+        async def drip(stream: Stream) -> None:
+            while True:
+                await stream.send(b"x")
+                await asyncio.sleep(0.4 * STALL_S)
+
+        await network.transport("ann").serve("bulk", drip)
+        stream = await network.transport("bob").open("ann", (), "bulk")
+        with pytest.raises(Stalled, match="3 bytes came in 20 s"):
+            await receive_payload(stream, Payload(1 << 20))
+        return loop.time()
+
+    assert run_virtual(main()) < STALL_S + 1.0
+
+
 def test_who_has_the_turn_and_a_peer_that_has_stopped_reading_holds_up_nobody() -> None:
     class Reading:
         """A stream to a peer that acknowledges at once, so many bytes; what comes then waits for ever."""
