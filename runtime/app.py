@@ -34,6 +34,7 @@ from runtime.pieces import PieceList
 from runtime.planning import check_fits, checkpoint_needed
 from runtime.progress import Progress, Rates, given_before
 from runtime.saving import Saver
+from runtime.tasks import abandonable
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, give_back_memory, share_threads
 from runtime.training.checkpoint import load_newest
 from runtime.training.replica import resolve_device
@@ -123,7 +124,10 @@ async def _join(invite: Invite, user: User) -> int | None:
         for warning in warnings_of(await asyncio.to_thread(checks_for_run, manifest.config, user.config)):
             view.say(warning)
         peer.meet_others(stack)
-        trainer = await _build(manifest.config, peer)
+        # Text and model may be large, and Ctrl-C, a pause or a limit are not to wait for them.
+        trainer = await peer.until_leaving(_build(manifest.config, peer))
+        if trainer is None:
+            return await peer.leave()
         await peer.print_invite(invite.addresses)
         return await _take_part(stack, peer, manifest, trainer, opens=False)
 
@@ -140,13 +144,13 @@ async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
     """Data and model of the run. Raises: ConfigError."""
     own = share_threads()
     if peer.config.auxiliary:
-        return await asyncio.to_thread(AuxiliaryTrainer, run_config)
+        return await abandonable(partial(AuxiliaryTrainer, run_config))
 
     def n_threads() -> int:
         return peer.user.limits.threads or own
 
     with peer.view.waiting("reading the data and building the model"):
-        return await asyncio.to_thread(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads)
+        return await abandonable(partial(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads))
 
 
 async def _take_part(

@@ -15,6 +15,7 @@ from runtime.averaging.arithmetic import keep_to_one_core
 from runtime.config import PeerConfig, RunConfig
 from runtime.errors import NotNowError
 from runtime.machine import wait_with_work
+from runtime.tasks import abandonable
 from runtime.training.data import load_corpus
 from runtime.training.inner import InnerState
 from runtime.training.model import build_model, flatten
@@ -179,39 +180,27 @@ class ReplicaTrainer:
 
     async def train(self, stop: threading.Event) -> InnerResult:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[InnerResult] = loop.create_future()
 
-        def tell(result: InnerResult | None, error: BaseException | None) -> None:
-            self._ended.set()
-            if done.done():
-                return
-            if result is not None:
-                done.set_result(result)
-            elif error is not None:
-                done.set_exception(error)
-
-        def work() -> None:
-            result: InnerResult | None = None
-            failure: BaseException | None = None
+        def work() -> InnerResult:
             wait_with_work(self._nice)
             torch.set_num_threads(self._n_threads())
             try:
                 with room_on(self.device):
-                    result = self.replica.train(stop.is_set)
-            except BaseException as error:
-                failure = error
-            # The loop may be gone: this thread is a daemon, so that no inner step keeps the process from ending.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(tell, result, failure)
+                    return self.replica.train(stop.is_set)
+            finally:
+                # The loop may be gone.
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._ended.set)
 
-        thread = threading.Thread(target=work, name="training", daemon=True)
         self._ended.clear()
-        thread.start()
         try:
-            return await done
+            # No inner step keeps the process from ending.
+            return await abandonable(work)
         except asyncio.CancelledError:
             stop.set()
-            await asyncio.to_thread(thread.join, LAST_INNER_STEP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_INNER_STEP_S):
+                    await self._ended.wait()
             raise
 
     async def until_still(self) -> None:

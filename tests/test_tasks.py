@@ -1,10 +1,11 @@
 """What is not to be left half done when a peer ends."""
 
 import asyncio
+import threading
 
 import pytest
 
-from runtime.tasks import ungrouped, whole
+from runtime.tasks import abandonable, ungrouped, whole
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -67,3 +68,27 @@ def test_what_alone_ends_a_group_is_raised_as_itself_and_two_stay_together() -> 
         asyncio.run(nested(ZeroDivisionError()))
     with pytest.raises(BaseExceptionGroup), ungrouped():
         asyncio.run(nested(ZeroDivisionError(), ValueError()))
+
+
+def test_work_that_is_abandoned_is_waited_for_by_nobody_and_its_result_or_failure_comes_as_it_is() -> None:
+    may_end, ended = threading.Event(), threading.Event()
+
+    def read_much() -> str:
+        may_end.wait()
+        ended.set()
+        return "all of it"
+
+    async def main() -> None:
+        reading = asyncio.create_task(abandonable(read_much))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert not ended.is_set()
+        with pytest.raises(ZeroDivisionError):
+            await abandonable(lambda: 1 // 0)
+        assert await abandonable(lambda: "result") == "result"
+
+    asyncio.run(main())
+    may_end.set()
+    assert ended.wait(30)
