@@ -3,11 +3,12 @@
 #
 #     docker/smoke.sh              # with the images atoll and atoll:monitor, built if they are not there
 #
-# It waits at most three minutes for each thing, leaves nothing behind, and takes the port ATOLL_DASHBOARD_PORT (18080).
+# It waits at most three minutes for each thing, leaves nothing behind, and takes the port ATOLL_DASHBOARD_PORT (18080) and
+# the network ATOLL_SUBNET (172.30.78).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export ATOLL_DASHBOARD_PORT=${ATOLL_DASHBOARD_PORT:-18080}
+export ATOLL_DASHBOARD_PORT=${ATOLL_DASHBOARD_PORT:-18080} ATOLL_SUBNET=${ATOLL_SUBNET:-172.30.78}
 project=atoll-smoke-$$
 patience_s=180
 peers=(first joiner-1 joiner-2 capped)
