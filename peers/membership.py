@@ -193,6 +193,10 @@ class Membership:
     def is_up(self, peer: str) -> bool:
         return peer in self._links and self._links[peer].up
 
+    def silent_s(self, peer: str, now: float) -> float:
+        """For how long a linked peer has said nothing; 0 for any other."""
+        return now - self._links[peer].last_heard if self.is_up(peer) else 0.0
+
     def addresses_of(self, peer: str) -> Addresses:
         """Where the peer said last that it can be dialled."""
         return self._links[peer].addresses if peer in self._links else ()

@@ -17,6 +17,7 @@ from peers.announcing import Announcing
 from peers.errors import PeerError, ProtocolViolation, StreamClosed, Unreachable
 from peers.identity import Identity
 from peers.membership import (
+    DOUBT_S,
     HEARTBEAT_S,
     MOST_KNOWN,
     Changed,
@@ -294,6 +295,10 @@ class Mesh:
                 raise ProtocolViolation(peer, f"not a greeting of protocol {PROTOCOL_VERSION} in this run")
             if old := self._inbound.pop(peer, None):
                 old.close()
+                if self._machine.silent_s(peer, asyncio.get_running_loop().time()) > DOUBT_S:
+                    # The way by which it was heard is gone and nobody said so: its network is another, and what is
+                    # still sent on the old one comes to nobody.
+                    self._enqueue(peer, _BROKEN)
             self._inbound[peer] = stream
             self._know(Known(peer, hello.addresses))
             self._handle(Heard(peer, hello.status))

@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from virtual_clock import run_virtual
 
 from peers import announcing, service
 from peers.identity import Identity
 from peers.membership import Down
 from peers.memory import MemoryNetwork
-from peers.messages import PROTOCOL_VERSION, RECORD, Hello, Introduction, MemberRecord, Role, Status
+from peers.messages import CONTROL, PROTOCOL_VERSION, RECORD, Hello, Introduction, MemberRecord, Role, Status
 from peers.records import MEMBER_CONTEXT, RECORD_TTL_S
 from peers.service import Mesh
+from peers.transport import Stream
 from peers.wire import seal
 
 RUN = "5" * 40
@@ -131,6 +133,34 @@ def test_a_goodbye_is_the_last_that_is_seen_of_a_leaver_while_it_cleans_up() -> 
             task.cancel()
 
     run(scenario)
+
+
+@pytest.mark.parametrize("silent_s", [0.0, 1.5], ids=["at once", "after a silence"])
+def test_who_greets_anew_after_a_silence_is_dialled_anew_too(silent_s: float) -> None:
+    """Its network is another: nothing says that the old way, by which it is spoken to, leads to nobody now."""
+
+    async def main() -> None:
+        network = MemoryNetwork(random.Random(0))
+        ann, bob = mesh(network, ANN, BOB), network.transport(BOB.peer)
+        greetings = list[Stream]()
+
+        async def listen(stream: Stream) -> None:
+            greetings.append(stream)
+            # Kept open, and whether anything comes of it is Ann's affair.
+            await asyncio.Event().wait()
+
+        await bob.serve(service.CONTROL_PROTOCOL, listen)
+        running = asyncio.create_task(ann.run())
+        hello = b"\0" + CONTROL.encode(Hello(PROTOCOL_VERSION, RUN, ("/memory/x",), STATUS))
+        for _ in range(2):
+            stream = await bob.open(ANN.peer, (), service.CONTROL_PROTOCOL)
+            await stream.send(hello)
+            await until(lambda: set(ann.members()) == {BOB.peer})
+            await asyncio.sleep(silent_s)
+        assert len(greetings) == (2 if silent_s else 1)
+        running.cancel()
+
+    run_virtual(main())
 
 
 def test_another_protocol_version_is_told_of_once_on_both_sides_and_is_no_offence(
