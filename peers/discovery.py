@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from peers.errors import NetworkError, Unreachable
@@ -46,6 +46,10 @@ _MAX_STORED_KEYS = 256
 _MAX_NEIGHBOURS = 20
 
 
+Belongs = Callable[[str, bytes, float], bool]
+"""Whether a value may stand under a sub-key until a Unix time."""
+
+
 class DhtDiscovery:
     """A ``Discovery``: each value under a (key, sub-key) is held by the five peers nearest to the key."""
 
@@ -58,12 +62,17 @@ class DhtDiscovery:
 
     @classmethod
     async def create(
-        cls, transport: P2pdTransport, bootstrap: Sequence[str], client_mode: bool | None = None
+        cls,
+        transport: P2pdTransport,
+        bootstrap: Sequence[str],
+        client_mode: bool | None = None,
+        belongs: Belongs | None = None,
     ) -> "DhtDiscovery":
         """Join the table of the peers at ``bootstrap``; without any, or if none answers, start one's own.
 
         A table that could not be joined now is tried again at every call. Takes 10-50 ms. In ``client_mode``, which is
-        the transport's if nothing is said, this peer holds nothing for others and is in nobody's table.
+        the transport's if nothing is said, this peer holds nothing for others and is in nobody's table. What is held,
+        or believed of who holds it, has to pass ``belongs`` besides.
 
         Raises: NetworkError if p2pd has ended.
         """
@@ -76,7 +85,7 @@ class DhtDiscovery:
                     node_id=node_id,
                     client_mode=transport.client_mode if client_mode is None else client_mode,
                     wait_timeout=_RPC_TIMEOUT_S,
-                    record_validator=_Validator(),
+                    record_validator=_Validator(belongs),
                     cache_locally=False,
                     cache_nearest=0,
                     cache_on_store=False,
@@ -99,7 +108,7 @@ class DhtDiscovery:
         False as well if nobody answered within 3 s, or for a value of more than 4096 bytes, a sub-key of more than
         128, or an expiry that is past or more than a day ahead.
         """
-        if not _Validator().validate(_record(subkey, value, expires_at)):
+        if not self._node.protocol.record_validator.validate(_record(subkey, value, expires_at)):
             logger.warning("record_not_storable", extra={"key": key, "subkey": subkey, "value_bytes": len(value)})
             return False
         # A client is asked by nobody: what it stored in itself would be stored nowhere.
@@ -206,6 +215,9 @@ def _mute_abandoned_searches(loop: asyncio.AbstractEventLoop) -> None:
 class _Validator(RecordValidatorBase):  # type: ignore[misc]
     """Only sub-keyed byte strings of bounded size and lifetime enter the storage of an honest peer."""
 
+    def __init__(self, belongs: Belongs | None = None) -> None:
+        self._belongs = belongs or (lambda subkey, value, expires_at: True)
+
     def validate(self, record: DHTRecord) -> bool:
         try:
             return (
@@ -214,26 +226,53 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]
                 # The first byte says which msgpack type it is: a plain value has the sub-key nil.
                 and record.value[0] in (0xC4, 0xC5, 0xC6)
                 and (0xA0 <= record.subkey[0] <= 0xBF or record.subkey[0] == 0xD9)
-                and len(MSGPackSerializer.loads(record.value)) <= MAX_VALUE_BYTES
-                and isinstance(MSGPackSerializer.loads(record.subkey), str)
+                and len(value := MSGPackSerializer.loads(record.value)) <= MAX_VALUE_BYTES
+                and isinstance(subkey := MSGPackSerializer.loads(record.subkey), str)
                 and _is_near(record.expiration_time)
+                and self._belongs(subkey, value, record.expiration_time)
             )
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, TypeError):
             return False
 
 
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
+    """Where it is full what is there stays: nobody can push a run out by keys that live longer."""
+
+    def get(self, key: DHTID) -> Any:
+        """A copy: hivemind's search puts into what it begins with whatever others answer."""
+        return _rebuilt(super().get(key))
+
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
-        held = self.get(key)
-        entries = held.value if held is not None else ()
+        held = super().get(key)
+        entries = DictionaryDHTValue() if held is None else held.value
+        if held is None and len(self.data) >= _MAX_STORED_KEYS:
+            return False
         if subkey not in entries and len(entries) >= _MAX_STORED_ENTRIES:
             return False
-        return bool(super().store_subkey(key, subkey, value, expiration_time))
+        stored = entries.store(subkey, value, expiration_time)
+        super().store(key, entries, entries.latest_expiration_time)
+        return bool(stored)
 
 
 def _check_answers(protocol: Any) -> None:
-    """Make ``protocol`` rebuild every answer: the validator sees records, not the dictionary that holds them."""
-    ask = protocol.call_find
+    """Make ``protocol`` rebuild every answer: the validator sees records, not the dictionary that holds them.
+
+    Nor does one entry that is not valid, as by a clock that is wrong, take the others with it.
+    """
+    ask, is_valid = protocol.call_find, protocol.record_validator.validate
+
+    def keep_valid(key: bytes, dictionary: Any) -> bool:
+        data = dictionary.data
+        if len(data) > _MAX_STORED_ENTRIES:
+            return False
+        for subkey, (value, expires_at) in list(data.items()):
+            record = DHTRecord(key, MSGPackSerializer.dumps(subkey), value, expires_at)
+            if not is_valid(record):
+                del data[subkey]
+                dictionary.key_to_heap.pop(subkey, None)
+        return True
+
+    protocol._validate_dictionary = keep_valid
 
     async def call_find(peer: PeerID, keys: Any) -> Any:
         answer = await ask(peer, keys)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from peers.discovery import DhtDiscovery
 from peers.errors import NetworkError
 from peers.p2pd import P2pdTransport
+from peers.records import is_own
 from runtime.errors import EXIT_INTERRUPTED
 from runtime.finding import give_manifest
 from runtime.folder import lock
@@ -53,7 +54,7 @@ async def _keep_leading(key: Path, host: str, port: int, peers: Sequence[str], i
         p2pd = await P2pdTransport.create(key, listen=[f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"])
         stack.push_async_callback(p2pd.close)
         await p2pd.serve(MANIFEST_PROTOCOL, partial(give_manifest, sealed=b""))
-        discovery = await DhtDiscovery.create(p2pd, known)
+        discovery = await DhtDiscovery.create(p2pd, known, belongs=is_own)
         stack.push_async_callback(discovery.close)
         failed = asyncio.create_task(p2pd.wait_failed())
         beside = [asyncio.create_task(one) for one in (discovery.keep_looking(), _keep_printing(p2pd, invite))]

@@ -17,6 +17,7 @@ from peers.messages import PROTOCOL_VERSION, Role, Status
 from peers.p2pd import P2pdTransport
 from peers.rate import RATE_PROTOCOL, RateServer
 from peers.reaching import Reaching
+from peers.records import is_own
 from peers.relay import RelayedTransport
 from peers.service import Mesh
 from peers.transport import Transport
@@ -93,7 +94,7 @@ class Peer:
         stack.push_async_callback(p2pd.close)
         for address in (await p2pd.addresses())[:1]:
             folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
-        discovery = await DhtDiscovery.create(p2pd, bootstrap)
+        discovery = await DhtDiscovery.create(p2pd, bootstrap, belongs=is_own)
         stack.push_async_callback(discovery.close)
         peer = cls(user, p2pd, discovery, metrics)
         peer._begin(stack, discovery.keep_looking())

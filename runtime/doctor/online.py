@@ -21,6 +21,7 @@ from peers.messages import PROTOCOL_VERSION
 from peers.p2pd import P2pdTransport
 from peers.rate import RATE_PROTOCOL, measure_rates
 from peers.reaching import ENOUGH, Reaching
+from peers.records import is_own
 from peers.relay import RelayedTransport
 from runtime.doctor.check import Check, failed, passed, warned
 from runtime.doctor.outside import check_clock, check_nat, check_rate, check_reach
@@ -54,7 +55,7 @@ class Visit:
             try:
                 p2pd, direct, relayed = await self._go_online(stack)
                 # Asked by nobody: a table is not to count on who is gone in a moment.
-                discovery = await DhtDiscovery.create(p2pd, self._invite.addresses, client_mode=True)
+                discovery = await DhtDiscovery.create(p2pd, self._invite.addresses, True, is_own)
                 stack.push_async_callback(discovery.close)
             except NetworkError as error:
                 yield failed("libp2p", str(error), "see the line before" if bootstrap.fix else "look at the sentence")

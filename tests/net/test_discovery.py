@@ -21,9 +21,12 @@ from hivemind.utils.timed_storage import ValueWithExpiration
 from peers import discovery as discovery_module
 from peers.discovery import CALL_TIMEOUT_S, MAX_VALUE_BYTES, DhtDiscovery
 from peers.identity import Identity
+from peers.messages import RECORD, MemberRecord
 from peers.p2pd import P2pdTransport
+from peers.records import MEMBER_CONTEXT, is_own
+from peers.wire import seal
 
-KEY = "run/members"
+KEY, HERE = "run/members", ("/ip4/192.0.2.1/tcp/1",)
 
 
 @dataclasses.dataclass
@@ -33,7 +36,9 @@ class Member:
 
 
 @contextlib.asynccontextmanager
-async def swarm(folder: Path, count: int, clients: int = 0) -> AsyncIterator[list[Member]]:
+async def swarm(
+    folder: Path, count: int, clients: int = 0, belongs: Callable[[str, bytes, float], bool] | None = None
+) -> AsyncIterator[list[Member]]:
     """``count`` members and then ``clients`` that only dial out, all joined through the first."""
     async with contextlib.AsyncExitStack() as stack:
         members: list[Member] = []
@@ -44,7 +49,7 @@ async def swarm(folder: Path, count: int, clients: int = 0) -> AsyncIterator[lis
             transport = await P2pdTransport.create(path, bootstrap=bootstrap, client_mode=index >= count)
             stack.push_async_callback(transport.close)
             bootstrap = bootstrap or await transport.addresses()
-            discovery = await DhtDiscovery.create(transport, bootstrap)
+            discovery = await DhtDiscovery.create(transport, bootstrap, belongs=belongs)
             stack.push_async_callback(discovery.close)
             members.append(Member(transport, discovery))
         yield members
@@ -177,6 +182,81 @@ def test_hostile_records_are_refused_and_hide_nothing(tmp_path: Path) -> None:
             started = time.monotonic()
             assert await reader.discovery.get(KEY) == {"good": b"record"}
             assert time.monotonic() - started < 1
+
+    run(main())
+
+
+def test_nobody_takes_the_place_of_anothers_record_nor_makes_an_old_one_of_it_last(tmp_path: Path) -> None:
+    victim = Identity.generate()
+    run_id = "5" * 40
+
+    def record(expires_at: float, identity: Identity = victim) -> bytes:
+        return seal(identity, MEMBER_CONTEXT, RECORD.encode(MemberRecord(run_id, HERE, expires_at, False)))
+
+    async def main() -> None:
+        async with swarm(tmp_path, 2, belongs=is_own) as (evil, good):
+            dumps, old = MSGPackSerializer.dumps, soon()
+            hostile = {
+                "junk": (b"x", old + 600),
+                "a record of another": (record(old + 600, Identity.generate()), old + 600),
+                "an old one of its own, for longer": (record(old), old + 600),
+            }
+            for why, (value, expires_at) in hostile.items():
+                refused = await call_store(evil, good, dumps(victim.peer), dumps(value), expires_at)
+                assert refused == [False], why
+            assert await good.discovery.store(KEY, victim.peer, record(old + 1), old + 1)
+            assert await good.discovery.store(KEY, victim.peer, record(old + 2), old + 2)
+            assert await good.discovery.get(KEY) == {victim.peer: record(old + 2)}
+
+    run(main())
+
+
+def test_of_an_answer_what_is_not_valid_is_left_out_and_the_rest_counts(tmp_path: Path) -> None:
+    """As where a reader's clock is wrong: to it one record of many has expired."""
+
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (holder, reader):
+            held = DictionaryDHTValue()
+            with held.freeze():
+                held.store("good", MSGPackSerializer.dumps(b"record"), soon())
+                held.store("over", MSGPackSerializer.dumps(b"record"), time.time() - 60)
+                held.store("far", MSGPackSerializer.dumps(b"record"), time.time() + 2 * 86_400)
+            held.frozen = True
+            holder.discovery._node.protocol.storage.get = lambda key: ValueWithExpiration(held, soon())
+            reader.discovery._node.protocol.storage.clear()
+            assert await reader.discovery.get(KEY) == {"good": b"record"}
+            # What others answer is theirs to hold.
+            assert not reader.discovery._node.protocol.storage.data
+
+    run(main())
+
+
+def test_a_get_puts_nothing_that_others_answer_into_what_this_peer_holds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (holder, reader):
+            assert await reader.discovery.store(KEY, "own", b"record", soon())
+            lies = DictionaryDHTValue()
+            for number in range(50):
+                lies.store(f"lie-{number}", MSGPackSerializer.dumps(b"record"), soon())
+            holder.discovery._node.protocol.storage.get = lambda key: ValueWithExpiration(lies, soon())
+            assert len(await reader.discovery.get(KEY)) == 51
+            (held,) = reader.discovery._node.protocol.storage.data.values()
+            assert list(held.value.data) == ["own"]
+
+    run(main())
+
+
+def test_where_there_is_no_room_for_another_key_those_that_are_there_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peers.discovery._MAX_STORED_KEYS", 4)
+
+    async def main() -> None:
+        async with swarm(tmp_path, 1) as (member,):
+            assert await member.discovery.store(KEY, "own", b"record", soon())
+            stored = [await member.discovery.store(f"key {n}", "a", b"x", soon() + 600) for n in range(6)]
+            assert stored == [True] * 3 + [False] * 3
+            assert await member.discovery.get(KEY) == {"own": b"record"}
 
     run(main())
 
