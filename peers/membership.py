@@ -18,8 +18,9 @@ HEARTBEAT_S = 0.5
 SILENCE_LEAST_S, SILENCE_MOST_S = 6 * HEARTBEAT_S, 12.0
 # Of the longest gap this much is remembered at each frame: half of it after 35 frames.
 GAP_MEMORY = 0.98
-# Where another has lost the peer, two heartbeats have to show that it lives.
-DOUBT_S = 2 * HEARTBEAT_S
+# Where another has lost the peer, two heartbeats have to show that it lives; that is asked once in a while, however
+# often it is said.
+DOUBT_S, DOUBT_AGAIN_S = 2 * HEARTBEAT_S, 10.0
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 60.0
 # A sixth of the absence so far at most: a partition is noticed to have healed soon, and the dead cost little.
@@ -154,6 +155,7 @@ class _Link:
     last_heard: float = 0.0
     longest_gap_s: float = 0.0
     doubted_at: float | None = None
+    not_doubted_before: float = 0.0
     retry_at: float = 0.0
     retry_s: float = RETRY_FIRST_S
 
@@ -237,8 +239,9 @@ class Membership:
             case Ended():
                 return self._ended(event, now)
             case Doubted(peer):
-                if (doubted := self._links.get(peer)) and doubted.open and doubted.doubted_at is None:
-                    doubted.doubted_at = now
+                doubted = self._links.get(peer)
+                if doubted and doubted.open and doubted.doubted_at is None and now >= doubted.not_doubted_before:
+                    doubted.doubted_at, doubted.not_doubted_before = now, now + DOUBT_AGAIN_S
                 return []
             case Slept(seconds):
                 for link in self._links.values():

@@ -10,6 +10,8 @@ from peers.transport import Frame
 # what may be thousands of streams; four times as much is no quicker.
 BUFFER_BYTES, READ_AHEAD_BYTES = 1 << 19, 1 << 17
 HEADER_BYTES = 4
+# For what is queued when a stream is closed.
+FLUSH_TIMEOUT_S = 5.0
 
 
 class P2pdStream:
@@ -75,7 +77,10 @@ class P2pdStream:
 
     def close(self) -> None:
         """See ``peers.transport.Stream``. What was sent before is still delivered if the link allows it."""
-        self._writer.close()
+        if not self._writer.is_closing():
+            self._writer.close()
+            # Whoever does not read keeps it open for ever, a file descriptor and all that is queued.
+            asyncio.get_running_loop().call_later(FLUSH_TIMEOUT_S, self._writer.transport.abort)
 
     async def wait_flushed(self) -> None:
         """After ``close``: until p2pd has taken what was sent, or is gone."""

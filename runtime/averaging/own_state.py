@@ -65,7 +65,7 @@ class OwnState:
         self.present = Present(trainer.outer_step, lineage, tokens, group, None)
         """Replaced as a whole, also from another thread: who wants more than one thing of it looks once."""
         self.stale = 0
-        """Outer steps in a row that this peer's contribution was not in, since what it carried was let go last."""
+        """Outer steps in a row without some of this peer's contribution, since what it carried was let go last."""
 
     @property
     def outer_step(self) -> int:
@@ -156,7 +156,8 @@ class OwnState:
         descriptor = commit.descriptor
         included = [shard for shard in range(descriptor.n_shards) if me in contributors[shard]]
         carried = 0 if self.stale > MOST_STALE else self.stale
-        self.stale = 0 if included else carried + 1
+        # A part that misses each step is as stale as a whole that does.
+        self.stale = 0 if len(included) == descriptor.n_shards else carried + 1
         missed = [
             (descriptor.bounds[shard], descriptor.bounds[shard + 1])
             for shard in range(descriptor.n_shards)

@@ -4,16 +4,18 @@ import asyncio
 import random
 from collections.abc import Sequence
 
+import pytest
 import torch
 from simulation import RUN_ID, SimulatedTrainer
 from torch import Tensor
 
+from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.messages import Commit, Descriptor, MemberEntry
 from runtime.averaging.own_state import MOST_STALE, OwnState
 from runtime.averaging.payload import OwnShare
 
 N = 64
-OTHERS = MemberEntry("other", 1, None), MemberEntry("third", 1, None)
+MEMBERS = MemberEntry("other", 1, None), MemberEntry("peer", 1, None)
 
 
 class NotingTrainer(SimulatedTrainer):
@@ -28,25 +30,26 @@ class NotingTrainer(SimulatedTrainer):
         super().apply_outer_step(mean_pseudo_gradient_P, missed)
 
 
-def no_share(shard: int) -> OwnShare:
-    raise AssertionError("nothing was sent")
-
-
-def test_work_that_is_late_too_often_is_let_go_and_what_is_trained_after_it_is_carried_again() -> None:
-    trainer, drops = NotingTrainer(), list[int]()
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "a part"])
+def test_work_that_is_late_too_often_is_let_go_and_what_is_trained_after_it_is_carried_again(part: bool) -> None:
+    trainer, drops, half = NotingTrainer(), list[int](), N // 2
 
     async def miss_steps() -> None:
         own = OwnState(trainer, bytes(32), 0, (), None, True)
         for outer_step in range(2 * (MOST_STALE + 1) + 1):
             descriptor = Descriptor(
-                RUN_ID, outer_step, bytes(32), bytes(32), 0, 0, "other", OTHERS, (0, N), "int8", (0,), (b"",), (0, 1), 2
+                *(RUN_ID, outer_step, bytes(32), bytes(32), 0, 0, "other", MEMBERS, (0, half, N)),
+                *("int8", (0, 0), (b"", b""), (0, 1), 2),
             )
-            mean_P, own_P = torch.zeros(N), torch.ones(N)
-            await own.advance(Commit(descriptor, (bytes(32),)), mean_P, [(0, 1)], None, own_P, no_share)
+            contributors = [(0, 1), (0,)] if part else [(0,), (0,)]
+            shares = [OwnShare(codec_named("int8"), torch.ones(half)) for _ in range(2)]
+            commit = Commit(descriptor, (bytes(32), bytes(32)))
+            await own.advance(commit, torch.zeros(N), contributors, 1, torch.ones(N), shares.__getitem__)
             if own.stale > MOST_STALE:
                 drops.append(outer_step)
 
     asyncio.run(miss_steps())
-    carried = [[(0, N)]] * MOST_STALE + [[]]
-    assert trainer.missed == [*carried, *carried, [(0, N)]]
+    late = [(half, N)] if part else [(0, half), (half, N)]
+    carried = [late] * MOST_STALE + [[]]
+    assert trainer.missed == [*carried, *carried, late]
     assert drops == [MOST_STALE, 2 * MOST_STALE + 1]

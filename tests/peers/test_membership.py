@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from peers.identity import Identity
 from peers.membership import (
+    DOUBT_AGAIN_S,
     DOUBT_S,
     HEARTBEAT_S,
     MOST_DIALS,
@@ -129,6 +130,17 @@ def test_what_another_has_lost_has_two_heartbeats_to_show_that_it_lives() -> Non
         if heard:
             machine.handle(Heard("bob", None), T + 0.5)
         assert bool(machine.handle(Tick(), T + DOUBT_S)) is down
+
+
+def test_whoever_says_again_and_again_that_a_peer_is_lost_is_believed_once_in_a_while() -> None:
+    machine, _ = fed(Known("bob", HERE), Dialled("bob"), Heard("bob", STATUS), Doubted("bob"))
+    machine.handle(Heard("bob", None), T + 0.5)
+    machine.handle(Doubted("bob"), T + 0.5)
+    assert machine.handle(Tick(), T + 0.5 + DOUBT_S) == []
+    later = T + DOUBT_AGAIN_S
+    machine.handle(Heard("bob", None), later)
+    machine.handle(Doubted("bob"), later)
+    assert isinstance(machine.handle(Tick(), later + DOUBT_S + 1.5 * DOUBT_AGAIN_S)[0], Down)
 
 
 def test_what_a_peer_did_not_hear_in_its_sleep_is_nobodys_silence() -> None:
