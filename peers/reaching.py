@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Collection, Sequence
 
 from peers.addresses import tcp_endpoint
@@ -44,12 +45,17 @@ class Reaching:
         return list(self._answers.values())
 
     async def ask(self, peers: Sequence[str]) -> None:
-        """Ask some of these, all at once; whoever is asked has to be connected. Within 4 s."""
+        """Ask some of these, all at once; whoever is asked has to be connected. Within 4 s.
+
+        Whom is left to chance: nobody can choose a name by which everyone would ask it.
+        """
         try:
             question = await self._question()
         except NetworkError:
             return
-        asking = [asyncio.create_task(self._ask(peer, question)) for peer in peers[:ENOUGH]]
+        asking = [
+            asyncio.create_task(self._ask(peer, question)) for peer in random.sample(peers, min(len(peers), ENOUGH))
+        ]
         try:
             if asking:
                 await asyncio.wait(asking, timeout=FIRST_S)
@@ -68,6 +74,7 @@ class Reaching:
             relayed = self._relayed.relayed
             there = [peer for peer in members() if peer not in relayed and now > vain.get(peer, now - 1)]
             fresh = [peer for peer in there if peer not in self._answers]
+            random.shuffle(fresh)
             wanted = [peer for peer in old if peer in there]
             wanted += fresh[: max(0, ENOUGH - len(self._answers) + len(old) - len(wanted))]
             if not wanted:
