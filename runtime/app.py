@@ -18,7 +18,7 @@ from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, set_aside
+from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, has_torn_step, set_aside
 from runtime.config import PeerConfig, RunConfig, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError, NotNowError
@@ -178,6 +178,9 @@ async def _take_part(
         lineage, tokens, group, lost_P = kept.lineage, kept.tokens, kept.group, kept.lost_P
         if inner is not None:
             trainer.load_inner_state(inner)
+    elif has_torn_step(peer.folder.path):
+        # The run has gone on from its first weights, and who has only those is not to begin it again.
+        opens = False
     established = opens or ((tokens > 0 or peer.config.anew) and not await peer.finds_members())
     if not (established or tokens or peer.mesh.members()):
         peer.view.say(

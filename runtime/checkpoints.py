@@ -142,6 +142,12 @@ def set_aside(path: Path) -> None:
         path.rename(path.with_name(f"{TORN}{path.name}"))
 
 
+def has_torn_step(folder: Path) -> bool:
+    """Whether a checkpoint of a committed step was set aside in a peer's folder."""
+    first = f"{TORN}{0:08d}."
+    return any(not path.name.startswith(first) for path in (folder / CHECKPOINTS).glob(f"{TORN}*"))
+
+
 def clear_unfinished(folder: Path) -> None:
     """What a process that was killed had not finished writing. Only while nobody writes."""
     for path in (folder / CHECKPOINTS).glob(".*"):

@@ -77,3 +77,21 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_is_used(tmp_path: Path) ->
         assert peer.wait_for("checkpoint_torn")["path"] == f"{CHECKPOINTS}/{newest.name}"
         assert "is set aside" in peer.output
         assert peer.all("outer_step_committed")[0]["outer_step"] > 1, "it has not begun again"
+
+
+def test_a_lone_peer_whose_checkpoints_are_all_torn_begins_again_only_if_it_is_told_to(tmp_path: Path) -> None:
+    with swarm(tmp_path) as made:
+        peer = start(made, 2)
+        peer.process.send_signal(signal.SIGTERM)
+        assert peer.wait_for_exit() == 0
+        for checkpoint in (peer.folder / CHECKPOINTS).glob("0*"):
+            (checkpoint / "state.safetensors").write_bytes(b"torn")
+        # The second time there are none but those that were set aside.
+        for _ in range(2):
+            peer, _ = made.start(outer_steps=STEPS, options=SLOW)
+            peer.wait_to_say("(--anew begins the run again from its first weights)")
+            peer.process.send_signal(signal.SIGTERM)
+            assert peer.wait_for_exit() == 0
+            assert not peer.all("outer_step_committed"), made.story()
+        peer, _ = made.start(outer_steps=STEPS, options=(*SLOW, "--anew"))
+        assert peer.wait_for_step(1)["outer_step"] == 1
