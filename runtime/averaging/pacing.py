@@ -11,7 +11,7 @@ import math
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ FORGET_S = 30.0
 STALL_S = 20.0
 # Whoever has waited so long for its turn sends the shortest frame before it, so that the other end does not give it up.
 MOST_PATIENCE_S = STALL_S / 4
-# What is no part of a round waits while one is being sent, but not longer than this for each of its frames, so that it
-# gets there even if the rounds fill the link.
+# What is no part of a round waits while one is being sent, but not longer than this for each of its frames: then it
+# takes what room the round leaves.
 BACKGROUND_PATIENCE_S = 0.5
 # An acknowledgement: when the frame came, by the receiver's own clock.
 STAMP = struct.Struct("!d")
@@ -167,11 +167,9 @@ class Uplink:
         loop, most_bytes = asyncio.get_running_loop(), MOST_FRAME_BYTES
         impatient_at = loop.time() + MOST_PATIENCE_S
         if rank.stage is Stage.BACKGROUND:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(BACKGROUND_PATIENCE_S):
                     await self._quiet.wait()
-            except TimeoutError:
-                rank, most_bytes = FIRST, LEAST_FRAME_BYTES
         while (
             not (room := window.room)
             or self.own.busy_s(loop.time()) > 0
