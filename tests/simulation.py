@@ -276,15 +276,22 @@ class Swarm:
         """The process is gone between two instructions; what it had in memory is lost, and it says nothing more."""
         victim = self.peers.pop(name)
         self.fault(f"{name} crashes")
-        left = [peer.trainer.outer_step for peer in self.peers.values() if peer.averager.established]
-        if max(left, default=-1) < victim.trainer.outer_step - 1:
-            # It was all that had gone on: the others cannot know how, and may go on otherwise.
+        if not any(self._knows(peer, max(self.ledger.steps, default=0)) for peer in self.peers.values()):
+            # All that have gone on, or hold what was committed, are dead: who is left may go on otherwise.
             self.ledger.forks_allowed = True
         self.network.crash(victim.peer)
         self.loop.kill(victim.peer)
         victim.task.cancel()
         self.loop.thaw(victim.peer)
         await asyncio.wait([victim.task])
+
+    def _knows(self, peer: SimulatedPeer, outer_step: int) -> bool:
+        """Whether it has the outer step, or would tell a leader what was accepted as it."""
+        step = peer.averager.machine._step
+        if not peer.averager.established or step is None:
+            return False
+        holds = step.accepted is not None or step.commit is not None
+        return step.outer_step >= outer_step or (step.outer_step == outer_step - 1 and holds)
 
     def freeze(self, name: str) -> None:
         """SIGSTOP."""
