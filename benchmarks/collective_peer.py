@@ -135,6 +135,10 @@ async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str
         meshing = asyncio.create_task(mesh.run())
         while len(mesh.members()) < n_peers - 1:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+        async def committed() -> None:
+            """Nothing is kept."""
+
         averager = Averager(
             identity,
             RUN_ID,
@@ -147,6 +151,8 @@ async def atoll(codec: str, index: int, n_peers: int, n_elements: int, host: str
             quorum=n_peers,
             last_outer_step=1 << 30,
             report=report,
+            committed=committed,
+            abandoned=lambda state: "",
         )
         await averager.run()
         meshing.cancel()

@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -17,29 +18,47 @@ async def end(task: asyncio.Future[Any]) -> None:
 
 async def abandonable(work: Callable[[], T]) -> T:
     """What ``work`` returns, done in a thread that nobody waits for once this is cancelled, nor a process that ends."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
 
     def run() -> None:
-        result, failure = None, None
         try:
-            result = work()
+            done.set_result(work())
         except BaseException as error:
-            failure = error
-        # The loop may be gone.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, result, failure)
+            done.set_exception(error)
 
     threading.Thread(target=run, name="abandonable", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(done)
+
+
+class Background:
+    """Tasks that run beside, each for one peer, until they end, or that peer is lost, or all is over."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[asyncio.Task[None], str] = {}
+
+    def begin(self, group: asyncio.TaskGroup) -> None:
+        """From now on; whatever fails ends the group."""
+        self._group = group
+
+    def spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
+        if self._group is None:
+            # It is over; others may send a moment longer.
+            work.close()
+            return
+        task = self._group.create_task(work)
+        self._tasks[task] = peer
+        task.add_done_callback(self._tasks.pop)
+
+    def lost(self, peer: str) -> None:
+        for task in [task for task, whose in self._tasks.items() if whose == peer]:
+            task.cancel()
+
+    def end(self) -> None:
+        self._group = None
+        for task in self._tasks:
+            task.cancel()
 
 
 @contextmanager

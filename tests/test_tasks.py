@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from runtime.tasks import abandonable, ungrouped, whole
+from runtime.tasks import Background, abandonable, ungrouped, whole
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -92,3 +92,28 @@ def test_work_that_is_abandoned_is_waited_for_by_nobody_and_its_result_or_failur
     asyncio.run(main())
     may_end.set()
     assert ended.wait(30)
+
+
+def test_what_runs_beside_ends_with_its_peer_or_with_all() -> None:
+    async def main() -> list[str]:
+        background, ended = Background(), list[str]()
+
+        async def work(name: str) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(name)
+
+        async with asyncio.TaskGroup() as tasks:
+            background.begin(tasks)
+            for name in ("ann", "bob"):
+                background.spawn(work(name), name)
+            await asyncio.sleep(0)
+            background.lost("ann")
+            await asyncio.sleep(0)
+            assert ended == ["ann"]
+            background.end()
+            background.spawn(work("late"), "bob")
+        return ended
+
+    assert asyncio.run(main()) == ["ann", "bob"]

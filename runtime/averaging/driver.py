@@ -1,14 +1,13 @@
 """Drives the round: feeds it what the network and the trainer do, and does what it says.
 
-All decisions are in ``round.py``; here are the effects, but for those on this peer's state, which are in
-``applying.py``. One coroutine handles one event at a time.
+All decisions are in ``round.py``; here are the effects, and those on this peer's state in ``applying.py``. One
+coroutine handles one event at a time.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from runtime.averaging.post import Post
 from runtime.averaging.results import Results
 from runtime.averaging.round import Round
 from runtime.state import State
+from runtime.tasks import Background
 
 # The last to apply the last outer step fetches its results from those that applied it first.
 LINGER_S = 10.0
@@ -54,10 +54,6 @@ class _Still:
     """No inner step is being taken any more: the commit can be applied."""
 
     commit: Commit
-
-
-async def _nothing() -> None:
-    """For whom a committed step is no event."""
 
 
 class Averager:
@@ -98,8 +94,8 @@ class Averager:
         caps: Callable[[], Caps] = lambda: NO_CAPS,
         partial: Partial | None = None,
         report: Callable[..., None],
-        committed: Callable[[], Awaitable[None]] = _nothing,
-        abandoned: Callable[[State], str] = lambda state: "",
+        committed: Callable[[], Awaitable[None]],
+        abandoned: Callable[[State], str],
     ) -> None:
         self.machine = Round(
             identity.peer, run_id, trainer.n_elements, codec, quorum, on_partition, codec_costs, trainer.trains
@@ -109,8 +105,9 @@ class Averager:
         self._last_outer_step, self._report = last_outer_step, report
         self._results = Results(identity.peer, quorum)
         self._inbox: asyncio.Queue[events.Event | Joined | NotJoined | _Moved | _Still] = asyncio.Queue()
+        self._background = Background()
         self._exchange = Exchange(
-            transport, self._results, self._on_moved, self._spawn, self.strike, report, self._silent
+            transport, self._results, self._on_moved, self._background.spawn, self.strike, report, self._silent
         )
         self._transfers = self._exchange.transfers
         self._joining = Joining(
@@ -127,9 +124,7 @@ class Averager:
             report,
         )
         self._post = Post(identity, mesh, self._own.claims, self._results)
-        self._background: dict[asyncio.Task[None], str] = {}
         self._progress = trainer.progress
-        self._over = False
         self._phases = InnerPhases(trainer, self._on_work)
         self._figures = OwnFigures(trainer.device, self._transfers, caps, lambda: self.round_bytes)
         self._applying = Applying(
@@ -207,8 +202,9 @@ class Averager:
         # Before anybody waits for it.
         await in_thread(self._own.claim)
         async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            always = [tasks.create_task(self._phases.run()), tasks.create_task(self._keep_status())]
+            self._background.begin(tasks)
+            for always in (self._phases.run(), self._keep_status()):
+                self._background.spawn(always, self._identity.peer)
             try:
                 if self.established:
                     await self._feed(self._applying.begin())
@@ -220,23 +216,11 @@ class Averager:
                 while (loop.time() < until or self._gives()) and self._others_behind():
                     await self._next_event(max(until, loop.time() + 1.0))
             finally:
-                self._over = True
-                for task in (*always, *self._background):
-                    task.cancel()
+                self._background.end()
 
     def _gives(self) -> bool:
         """Whether anybody is fetching something from this peer."""
         return self._joining.serving or self._transfers.sending > 0
-
-    def _spawn(self, work: Coroutine[Any, Any, None], peer: str) -> None:
-        """Run ``work`` beside the rounds until it ends, this peer does, or ``peer`` is lost."""
-        if self._over:
-            # Others may send a moment longer.
-            work.close()
-            return
-        task = self._tasks.create_task(work)
-        self._background[task] = peer
-        task.add_done_callback(self._background.pop)
 
     async def _next_event(self, until: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -282,8 +266,7 @@ class Averager:
             event = events.SyncFailed(event.donor, event.refuted)
         if isinstance(event, membership.Down):
             self._exchange.lost(event.peer)
-            for task in [task for task, peer in self._background.items() if peer == event.peer]:
-                task.cancel()
+            self._background.lost(event.peer)
         await self._feed(event)
 
     async def _feed(self, event: events.Event, not_before: float | None = None) -> None:
@@ -318,13 +301,13 @@ class Averager:
                 digest = self._results.reduce(shard, contributors)
                 return [events.ResultReady(descriptor.plan_id, shard, self._identity.peer, digest)]
             case events.Fetch():
-                self._spawn(self._exchange.fetch(action), self._identity.peer)
+                self._background.spawn(self._exchange.fetch(action), self._identity.peer)
             case events.Apply(commit):
                 self._phases.stop()
                 if self._phases.are_still:
                     return [await self._applying.apply(commit)]
                 # Who asks for the commit is answered meanwhile, also if the training thread hangs.
-                self._spawn(self._wait_until_still(commit), self._identity.peer)
+                self._background.spawn(self._wait_until_still(commit), self._identity.peer)
             case events.Resync(reason):
                 self._report("behind", reason=reason)
                 self._go_over()
@@ -411,7 +394,7 @@ class Averager:
         attempt = self._joining.next_attempt()
         if attempt is not None:
             self._announce()
-            self._spawn(attempt, self._identity.peer)
+            self._background.spawn(attempt, self._identity.peer)
 
     def _others_behind(self) -> bool:
         return any(status.outer_step < self._last_outer_step for status in self._mesh.members().values())
