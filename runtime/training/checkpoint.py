@@ -3,7 +3,9 @@
 Shape letters: P elements of all parameters together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ STATE_FILE, INNER_FILE = "state.safetensors", "inner.safetensors"
 # A peer that is running lets go of old ones while they are read.
 MOST_LOOKS = 3
 INNER_TENSORS = ("moment_P", "square_P", "local_P", "generator")
+UNUSABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)
 
 
 def save_checkpoint(folder: Path, state: State, inner: InnerState | None = None, *, fork: bool = False) -> Path:
@@ -59,6 +62,9 @@ def load_newest(
 ) -> tuple[State, InnerState | None] | None:
     """The newest checkpoint in a peer's folder that is whole, None if there is none.
 
+    If this peer's own training is not in it, as of one that was stopped in the middle of an inner step, it goes on with
+    the moments of an older one.
+
     Args: report is told of each newer one that cannot be used, and why.
     """
     for _ in range(MOST_LOOKS):
@@ -66,15 +72,26 @@ def load_newest(
         for checkpoint in checkpoints:
             try:
                 loaded = load_checkpoint(checkpoint)
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            except UNUSABLE as error:
                 broken[checkpoint.path] = reason_of(error)
             else:
                 _tell(broken, report)
-                return loaded
+                state, inner = loaded
+                return state, inner or _at_the_anchor(checkpoints)
         # What the peer that writes them has let go of meanwhile was not broken.
         if all(path.exists() for path in broken):
             break
     _tell(broken, report)
+    return None
+
+
+def _at_the_anchor(newest_first: Sequence[Checkpoint]) -> InnerState | None:
+    """Of the newest that has one, the inner state without what was done since its anchor."""
+    for checkpoint in newest_first:
+        if checkpoint.inner:
+            with suppress(*UNUSABLE):
+                _, inner = load_checkpoint(checkpoint)
+                return inner and replace(inner, local_P=None, inner_steps=0, tokens=0, seconds=0.0, losses=())
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 from runtime.checkpoints import CHECKPOINTS, MANIFEST, clear_unfinished, found, prune, set_aside
 from runtime.config import InnerSection, OuterSection, RunConfig
 from runtime.state import State
-from runtime.training.checkpoint import STATE_FILE, load_newest, save_checkpoint
+from runtime.training.checkpoint import INNER_FILE, STATE_FILE, load_newest, save_checkpoint
 from runtime.training.data import Corpus, load_corpus
 from runtime.training.replica import Replica
 
@@ -204,6 +204,34 @@ def test_a_replica_goes_on_bit_for_bit_from_what_is_on_disk(
     ended, other_ended = (replace(one.train(lambda: False), seconds=0.0) for one in (replica, other))
     assert ended == other_ended
     assert torch.equal(replica.pseudo_gradient(), other.pseudo_gradient())
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_who_was_stopped_within_an_inner_step_goes_on_with_the_moments_before_it(
+    tmp_path: Path, corpus: Corpus, torn: bool
+) -> None:
+    """Of what was done since that one's anchor nothing: it is in the state, or lost."""
+    replica = Replica(CONFIG, corpus, device="cpu", peer_seed=1)
+    replica.train(lambda: replica.inner_steps_done >= 4)
+    state = State(0, LINEAGE, 7, (), replica.anchor_P, replica.momentum_P)
+    before = replica.inner_state()
+    path = save_checkpoint(tmp_path, state, before)
+    save_checkpoint(tmp_path, replace(state, outer_step=1, tokens=8))
+    if torn:
+        os.truncate(path / INNER_FILE, 9)
+    kept, inner = load_newest(tmp_path) or (None, None)
+    assert kept is not None
+    assert kept.outer_step == 1
+    if torn:
+        assert inner is None
+        return
+    assert inner is not None
+    assert (inner.local_P, inner.inner_steps, inner.tokens, inner.losses) == (None, 0, 0, ())
+    assert inner.optimizer_steps == 4
+    assert torch.equal(inner.moment_P, before.moment_P)
+    assert torch.equal(inner.generator, before.generator)
+    replica.load_inner_state(inner)
+    assert not replica.pseudo_gradient().any()
 
 
 def test_an_inner_state_of_another_model_changes_nothing(corpus: Corpus) -> None:
