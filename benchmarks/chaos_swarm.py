@@ -81,8 +81,8 @@ class ChaosSwarm:
         peer.start(("join", self._invite))
 
     def join(self) -> PeerProcess:
-        """Start one more peer, on the next host."""
-        self._add("join", self._invite)
+        """Start one more peer, on the next host: its start is to take little of cores that are the others' too."""
+        self._add("join", self._invite, prefix=("nice", "-n", "19"))
         return self.peers[-1]
 
     def until(self, done: Callable[[], bool], otherwise: str, timeout_s: float = STALL_S) -> None:
@@ -115,11 +115,11 @@ class ChaosSwarm:
 
         self.until(all_in, "not all peers are in one outer step")
 
-    def _add(self, *arguments: str) -> None:
+    def _add(self, *arguments: str, prefix: Sequence[str] = ()) -> None:
         host = len(self.peers)
         name = f"peer-{host + 1}"
         address = self._hosts.address(host) if self._hosts else "127.0.0.1"
-        prefix = self._hosts.prefix(host) if self._hosts else ()
+        prefix = (*(self._hosts.prefix(host) if self._hosts else ()), *prefix)
         flags = ("--host", address, *self._flags)
         self.peers.append(PeerProcess(name, self._folder / name, arguments, flags=flags, prefix=prefix))
 
