@@ -1,5 +1,7 @@
 """What can go wrong on this side of the cable, and who is to blame. And what the process's exit code says of it."""
 
+import errno
+
 # What is so now may be otherwise in half a minute: a service tries again. A bug, with its traceback, is 1 as well.
 EXIT_NOT_NOW = 1
 EXIT_USAGE = 2
@@ -13,6 +15,11 @@ class ConfigError(Exception):
 
 class NotNowError(ConfigError):
     """What stands in the way may go without the user, such as another process. The exit code is 1."""
+
+
+def kind_of(error: OSError) -> type[ConfigError]:
+    """What to raise for a file that cannot be written: a full disk has room again some day."""
+    return NotNowError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
 
 
 def reason_of(error: Exception) -> str:

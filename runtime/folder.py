@@ -1,6 +1,5 @@
 """The folder of a peer: which run it belongs to, and what the peer has to find its way back into it."""
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
-from runtime.errors import ConfigError, NotNowError
+from runtime.errors import ConfigError, NotNowError, kind_of
 from runtime.invite import Invite, format_invite, parse_invite
 from runtime.manifest import Manifest, open_manifest
 
@@ -127,8 +126,7 @@ class Folder:
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    kind = NotNowError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
-    return kind(f"{folder} cannot be written ({error.strerror}): name another with --folder")
+    return kind_of(error)(f"{folder} cannot be written ({error.strerror}): name another with --folder")
 
 
 def lock(path: Path) -> Callable[[], None]:
