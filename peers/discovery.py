@@ -7,6 +7,7 @@ into our storage and on its way out of a peer's answer, and every call has a tim
 
 import asyncio
 import hashlib
+import heapq
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from peers.errors import NetworkError, Unreachable
 from peers.hivemind_parts import (
     DHTID,
+    AuthorizerBase,
     DHTLocalStorage,
     DHTNode,
     DHTRecord,
@@ -22,6 +24,7 @@ from peers.hivemind_parts import (
     MSGPackSerializer,
     PeerID,
     RecordValidatorBase,
+    TimedStorage,
     ValueWithExpiration,
     traverse_dht,
 )
@@ -44,6 +47,8 @@ _MAX_STORED_ENTRIES = 960
 # A run has a handful of keys. Bounds what strangers can make us hold to 1 GB.
 _MAX_STORED_KEYS = 256
 _MAX_NEIGHBOURS = 20
+# A request is worked on at one go, in this process's own loop: some 2000 signatures, 0.3 s, at most.
+_MAX_REQUEST_BYTES, _MAX_REQUEST_KEYS = 1 << 19, 32
 
 
 Belongs = Callable[[str, bytes, float], bool]
@@ -86,6 +91,7 @@ class DhtDiscovery:
                     client_mode=transport.client_mode if client_mode is None else client_mode,
                     wait_timeout=_RPC_TIMEOUT_S,
                     record_validator=_Validator(belongs),
+                    authorizer=_ShortRequests(),
                     cache_locally=False,
                     cache_nearest=0,
                     cache_on_store=False,
@@ -96,7 +102,8 @@ class DhtDiscovery:
         except TimeoutError:
             raise NetworkError("the libp2p daemon p2pd does not answer: start again.") from None
         _mute_abandoned_searches(asyncio.get_running_loop())
-        node.protocol.storage = _BoundedStorage(maxsize=_MAX_STORED_KEYS)
+        # Who stores says whether it is for the cache, which hides what is stored: there is none.
+        node.protocol.storage, node.protocol.cache = _BoundedStorage(_MAX_STORED_KEYS), _BoundedStorage(0)
         _check_answers(node.protocol)
         self = cls(transport, bootstrap, node)
         await self._bounded("join", self._join())
@@ -235,8 +242,28 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]
             return False
 
 
+class _ShortRequests(AuthorizerBase):  # type: ignore[misc]
+    """hivemind's hook for requests, here for their length. Nothing is signed by it."""
+
+    async def validate_request(self, request: Any) -> bool:
+        # A ping has no keys.
+        keys = getattr(request, "keys", ())
+        return len(keys) <= _MAX_REQUEST_KEYS and request.ByteSize() <= _MAX_REQUEST_BYTES
+
+    async def validate_response(self, response: Any, request: Any) -> bool:
+        return True
+
+    async def sign_request(self, request: Any, service_public_key: Any) -> None: ...
+
+    async def sign_response(self, response: Any, request: Any) -> None: ...
+
+
 class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     """Where it is full what is there stays: nobody can push a run out by keys that live longer."""
+
+    def __init__(self, most_keys: int) -> None:
+        super().__init__()
+        self._most_keys = most_keys
 
     def get(self, key: DHTID) -> Any:
         """A copy: hivemind's search puts into what it begins with whatever others answer."""
@@ -245,13 +272,25 @@ class _BoundedStorage(DHTLocalStorage):  # type: ignore[misc]
     def store_subkey(self, key: DHTID, subkey: str, value: bytes, expiration_time: float) -> bool:
         held = super().get(key)
         entries = DictionaryDHTValue() if held is None else held.value
-        if held is None and len(self.data) >= _MAX_STORED_KEYS:
+        if held is None and len(self.data) >= self._most_keys:
             return False
-        if subkey not in entries and len(entries) >= _MAX_STORED_ENTRIES:
+        known = entries.get(subkey)
+        if known is None and len(entries) >= _MAX_STORED_ENTRIES:
+            return False
+        if known is not None and known.expiration_time >= expiration_time:
             return False
         stored = entries.store(subkey, value, expiration_time)
         super().store(key, entries, entries.latest_expiration_time)
+        _tidy(entries)
+        _tidy(self)
         return bool(stored)
+
+
+def _tidy(storage: TimedStorage) -> None:
+    """hivemind keeps for each store when it is to be forgotten, until then, also where another has replaced it."""
+    if len(storage.expiration_heap) > 2 * len(storage.data) + 64:
+        storage.expiration_heap = list(storage.key_to_heap.values())
+        heapq.heapify(storage.expiration_heap)
 
 
 def _check_answers(protocol: Any) -> None:

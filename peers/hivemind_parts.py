@@ -46,9 +46,10 @@ from hivemind.hivemind_cli import __file__ as _daemon_folder
 from hivemind.p2p import P2P, P2PDaemonError, PeerID
 from hivemind.proto import p2pd_pb2
 from hivemind.utils import MSGPackSerializer
+from hivemind.utils.auth import AuthorizerBase
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.timed_storage import ValueWithExpiration
+from hivemind.utils.timed_storage import TimedStorage, ValueWithExpiration
 
 # Importing it renames WARNING to WARN for everybody and installs a handler of its own.
 logging.addLevelName(logging.WARNING, "WARNING")
@@ -61,6 +62,7 @@ __all__ = [
     "DHTID",
     "P2P",
     "P2PD",
+    "AuthorizerBase",
     "DHTLocalStorage",
     "DHTNode",
     "DHTRecord",
@@ -70,6 +72,7 @@ __all__ = [
     "P2PDaemonError",
     "PeerID",
     "RecordValidatorBase",
+    "TimedStorage",
     "ValueWithExpiration",
     "p2pd_pb2",
     "traverse_dht",

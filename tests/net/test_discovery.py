@@ -13,13 +13,20 @@ import pytest
 import uvloop
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
-from hivemind.p2p import PeerID
+from hivemind.p2p import P2PHandlerError, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils import MSGPackSerializer
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from peers import discovery as discovery_module
-from peers.discovery import CALL_TIMEOUT_S, MAX_VALUE_BYTES, DhtDiscovery
+from peers.discovery import (
+    _MAX_REQUEST_BYTES,
+    _MAX_REQUEST_KEYS,
+    CALL_TIMEOUT_S,
+    MAX_VALUE_BYTES,
+    DhtDiscovery,
+    _BoundedStorage,
+)
 from peers.identity import Identity
 from peers.messages import RECORD, MemberRecord
 from peers.p2pd import P2pdTransport
@@ -63,15 +70,23 @@ def soon() -> float:
     return time.time() + 60
 
 
-async def call_store(sender: Member, receiver: Member, subkey: bytes, value: bytes, expires_at: float) -> list[bool]:
+async def call_store(
+    sender: Member,
+    receiver: Member,
+    subkey: bytes,
+    value: bytes,
+    expires_at: float,
+    in_cache: bool = False,
+    times: int = 1,
+) -> list[bool]:
     """What a hostile peer sends: any bytes, past all checks of the sender's own node."""
     stub = sender.discovery._node.protocol.get_stub(PeerID.from_base58(receiver.transport.peer))
     request = dht_pb2.StoreRequest(
-        keys=[DHTID.generate(KEY).to_bytes()],
-        subkeys=[subkey],
-        values=[value],
-        expiration_time=[expires_at],
-        in_cache=[False],
+        keys=[DHTID.generate(KEY).to_bytes()] * times,
+        subkeys=[subkey] * times,
+        values=[value] * times,
+        expiration_time=[expires_at] * times,
+        in_cache=[in_cache] * times,
         peer=sender.discovery._node.protocol.node_info,
     )
     answer = await stub.rpc_store(request, timeout=5)
@@ -209,6 +224,41 @@ def test_nobody_takes_the_place_of_anothers_record_nor_makes_an_old_one_of_it_la
             assert await good.discovery.get(KEY) == {victim.peer: record(old + 2)}
 
     run(main())
+
+
+def test_nothing_is_kept_in_the_cache_where_it_would_hide_what_is_stored(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (evil, good):
+            assert await good.discovery.store(KEY, "good", b"record", soon())
+            dumps = MSGPackSerializer.dumps
+            assert await call_store(evil, good, dumps("evil"), dumps(b"x"), soon() + 600, in_cache=True) == [False]
+            assert await good.discovery.get(KEY) == {"good": b"record"}
+
+    run(main())
+
+
+def test_a_request_that_would_keep_the_loop_for_long_is_not_worked_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with swarm(tmp_path, 2) as (evil, good):
+            dumps = MSGPackSerializer.dumps
+            for times, value in ((_MAX_REQUEST_KEYS + 1, b"x"), (1, bytes(_MAX_REQUEST_BYTES))):
+                with pytest.raises(P2PHandlerError):
+                    await call_store(evil, good, dumps("evil"), dumps(value), soon(), times=times)
+            assert await good.discovery.get(KEY) == {}
+            accepted = await call_store(evil, good, dumps("evil"), dumps(b"x"), soon(), times=_MAX_REQUEST_KEYS)
+            assert accepted == [True] + [False] * (_MAX_REQUEST_KEYS - 1)
+
+    run(main())
+
+
+def test_what_is_stored_again_and_again_takes_no_more_memory() -> None:
+    storage, key, now = _BoundedStorage(2), DHTID.generate(KEY), time.time()
+    for later in range(1000):
+        assert storage.store_subkey(key, "evil", b"x", now + 60 + later)
+        assert not storage.store_subkey(key, "evil", b"x", now + 60 + later)
+    held = storage.get(key).value
+    assert list(held.data) == ["evil"]
+    assert max(len(storage.expiration_heap), len(storage.data[key].value.expiration_heap)) < 100
 
 
 def test_of_an_answer_what_is_not_valid_is_left_out_and_the_rest_counts(tmp_path: Path) -> None:
