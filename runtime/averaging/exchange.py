@@ -104,6 +104,7 @@ class Exchange:
         """The peer is gone: if it comes back it may need again what was sent to it."""
         self.transfers.lost(peer)
         self._cut_off.add(peer)
+        self._owing.pop(peer, None)
         self._pushed = {known: result for known, result in self._pushed.items() if known[0] != peer}
 
     async def _push(self, to: str, kind: Kind, descriptor: Descriptor, shard: int, payload: Payload) -> None:

@@ -112,7 +112,8 @@ class Round:
             case Down(peer, _, left):
                 return self._on_down(peer, left, now)
             case Gone(peer):
-                self.roster.unreachable.add(peer)
+                if peer in self.roster.lost:
+                    self.roster.unreachable.add(peer)
                 return self._lead(self._step, now) if self._step and not self._step.applying else []
             case Slept(seconds):
                 self.roster.slept(seconds)

@@ -184,7 +184,11 @@ class Transfers:
                 del self._serving[peer]
 
     async def _take_push(self, stream: Stream) -> None:
-        header: Push = HEADER.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                header: Push = HEADER.decode(await stream.receive(MAX_HEADER_BYTES), stream.peer)
+        except TimeoutError:
+            return
         if header.kind not in list(Kind):
             raise ProtocolViolation(stream.peer, f"unknown kind of transfer {header.kind}")
         kind = Kind(header.kind)

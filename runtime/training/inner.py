@@ -59,8 +59,8 @@ def inner_optimizer(model: nn.Module, inner: InnerSection) -> torch.optim.AdamW:
 def copy_moments(optimizer: torch.optim.AdamW, model: nn.Module, moment_P: Tensor, square_P: Tensor) -> int:
     """Copy AdamW's moments to two float32 (P,) on the CPU; the optimizer steps that are behind them."""
     parameters = list(model.parameters())
-    # None of them has any before the first step, and all of them after it.
-    if parameters[0] not in optimizer.state:
+    # None of them has any before the first step, and all of them after it, unless a device had no room for them.
+    if any("exp_avg_sq" not in optimizer.state.get(one, {}) for one in parameters):
         moment_P.zero_()
         square_P.zero_()
         return 0

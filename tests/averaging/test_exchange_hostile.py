@@ -24,7 +24,15 @@ from runtime.averaging.messages import MemberEntry
 from runtime.averaging.pacing import STALL_S, STAMP
 from runtime.averaging.reduce import header
 from runtime.averaging.results import Results
-from runtime.averaging.transfer import HEADER, MOST_STREAMS_PER_PEER, PUSH_PROTOCOL, Kind, Push
+from runtime.averaging.transfer import (
+    ANSWER_S,
+    HEADER,
+    MOST_STREAMS_PER_PEER,
+    PIECE_PROTOCOL,
+    PUSH_PROTOCOL,
+    Kind,
+    Push,
+)
 
 ME, HOSTILE, HONEST = PEERS = ["peer-a", "peer-b", "peer-c"]
 PLAN = plan_of(ME, PEERS)
@@ -221,6 +229,22 @@ def test_streams_beyond_their_number_are_refused_and_cost_no_memory() -> None:
         assert scene.why() == [f"more than {MOST_STREAMS_PER_PEER} streams at once"]
         await scene.push(share(), by=HONEST, stays=True)
         await asyncio.sleep(0.5)
+        assert any(isinstance(event, events.ContributionArrived) for event in scene.heard)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("protocol", [PUSH_PROTOCOL, PIECE_PROTOCOL])
+def test_streams_on_which_nothing_is_said_are_not_kept(protocol: str) -> None:
+    async def main() -> None:
+        scene = Scene()
+        await scene.begin()
+        for _ in range(MOST_STREAMS_PER_PEER):
+            await scene.hostile.open(ME, (), protocol)
+        await asyncio.sleep(ANSWER_S + 1.0)
+        await scene.push(share(), stays=True)
+        await asyncio.sleep(0.5)
+        assert scene.why() == []
         assert any(isinstance(event, events.ContributionArrived) for event in scene.heard)
 
     run_virtual(main())

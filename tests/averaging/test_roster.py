@@ -65,6 +65,15 @@ def test_whom_a_new_dial_does_not_reach_is_not_waited_for_unless_nobody_is_reach
     assert one.lost_until(11.0) is None
 
 
+def test_names_that_come_and_go_leave_nothing_and_the_group_is_remembered() -> None:
+    made = roster("ann", *(f"stranger{number}" for number in range(100)), group=frozenset(("me", "ann")))
+    made.down("ann", left=False, now=1.0)
+    for number in range(100):
+        made.down(f"stranger{number}", left=False, now=2.0 + number)
+    assert set(made.lost) <= {"ann", *(f"stranger{number}" for number in range(94, 100))}
+    assert "ann" in made.lost
+
+
 def test_a_goodbye_is_not_waited_for() -> None:
     made = roster("ann", group=frozenset({"me", "ann"}))
     made.down("ann", left=True, now=10.0)
