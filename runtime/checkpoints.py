@@ -87,7 +87,8 @@ def write(folder: Path, name: str, content: Mapping[str, Any], write_files: Call
     path, temporary = parent / name, parent / f".{name}"
     if path.exists():
         return path
-    parent.mkdir(parents=True, exist_ok=True)
+    # A folder that its owner has deleted stays so.
+    parent.mkdir(exist_ok=True)
     try:
         temporary.mkdir()
         write_files(temporary)
@@ -126,14 +127,16 @@ def nth_of(newest_first: Sequence[Checkpoint], keep_every: int) -> set[Checkpoin
 
 def remove(checkpoints: Iterable[Checkpoint]) -> None:
     for one in checkpoints:
-        shutil.rmtree(one.path, ignore_errors=True)
+        # Of a process that dies meanwhile nothing is to look like a checkpoint that is torn.
+        going = one.path.with_name(f".{one.path.name}")
+        with suppress(OSError):
+            one.path.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def bytes_that_stay(folder: Path) -> int:
-    """Of a peer's folder: its logs, and forks and torn checkpoints, which are their owner's to delete."""
-    kept = (path for kind in (FORK, TORN) for path in (folder / CHECKPOINTS).glob(f"{kind}*"))
-    logs = (path.lstat().st_size for path in folder.glob("*.jsonl"))
-    return sum(map(folder_bytes, kept)) + sum(logs)
+    """Of a peer's folder: forks and torn checkpoints, which are their owner's to delete. Logs stop where it is full."""
+    return sum(folder_bytes(path) for kind in (FORK, TORN) for path in (folder / CHECKPOINTS).glob(f"{kind}*"))
 
 
 def set_aside(path: Path) -> None:

@@ -16,7 +16,7 @@ ADDRESSES_FILE = "addresses"
 PORT_FILE = "port"
 INVITE_FILE = "invite"
 # What may be in a folder that has no manifest yet, beside hidden files: a peer's own, and what its user has put there.
-PEERS_NAMES = {ADDRESSES_FILE, PORT_FILE, INVITE_FILE, "checkpoints", "joining", "control.sock", "lost+found"}
+PEERS_NAMES = {ADDRESSES_FILE, PORT_FILE, INVITE_FILE, "control.sock", "lost+found"}
 PEERS_SUFFIXES = {".jsonl", ".key", ".log", ".toml"}
 # Of the addresses in the folder, those that were heard last, this many open the DHT.
 MOST_BOOTSTRAP = 16
@@ -49,8 +49,7 @@ class Folder:
         return ()
 
     def keep_addresses(self, addresses: Sequence[str]) -> None:
-        with suppress(OSError):
-            (self.path / ADDRESSES_FILE).write_text("\n".join(addresses), encoding="utf-8")
+        self._keep(ADDRESSES_FILE, "\n".join(addresses))
 
     @property
     def port(self) -> int:
@@ -60,8 +59,7 @@ class Folder:
         return 0
 
     def keep_port(self, port: int) -> None:
-        with suppress(OSError):
-            (self.path / PORT_FILE).write_text(str(port), encoding="ascii")
+        self._keep(PORT_FILE, str(port))
 
     @property
     def invite(self) -> Invite | None:
@@ -71,8 +69,12 @@ class Folder:
         return None
 
     def keep_invite(self, invite: Invite) -> None:
+        self._keep(INVITE_FILE, f"{format_invite(invite)}\n")
+
+    def _keep(self, name: str, content: str) -> None:
+        """Where the disk is full what was there before stands."""
         with suppress(OSError):
-            (self.path / INVITE_FILE).write_text(f"{format_invite(invite)}\n", encoding="ascii")
+            replace_file(self.path / name, content.encode())
 
     @property
     def in_use(self) -> bool:
@@ -109,20 +111,32 @@ class Folder:
         Raises: ConfigError if the folder has another run's.
         """
         file = self.path / MANIFEST_FILE
-        beside = file.with_suffix(".new")
         try:
             if not file.exists():
-                with beside.open("wb") as new:
-                    new.write(manifest.sealed)
-                    new.flush()
-                    os.fsync(new.fileno())
-                beside.replace(file)
+                replace_file(file, manifest.sealed, sync=True)
             elif file.read_bytes() != manifest.sealed:
                 raise ConfigError(f"{self.path} belongs to another run: name another folder with --folder")
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
             raise unwritable(self.path, error) from None
+
+
+def replace_file(file: Path, content: bytes, sync: bool = False) -> None:
+    """Write a file: whoever reads it finds what was there or what is to be; after a loss of power too, with ``sync``.
+
+    Raises: OSError; nothing is changed then.
+    """
+    beside = file.with_name(f".{file.name}")
+    try:
+        with beside.open("wb") as new:
+            new.write(content)
+            if sync:
+                new.flush()
+                os.fsync(new.fileno())
+        beside.replace(file)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:

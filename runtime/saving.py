@@ -131,7 +131,8 @@ class Saver:
             if lacking > 0:
                 going.append(one)
                 lacking -= folder_bytes(one.path)
-        if lacking <= 0:
+        # The log may do without its room, and so write no more; a checkpoint may not.
+        if lacking <= LOG_BYTES:
             remove(going)
             self._disk.look()
 

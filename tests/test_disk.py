@@ -102,6 +102,11 @@ def test_with_room_for_one_alone_it_stands_and_that_is_told(tmp_path: Path) -> N
     assert "limit for the disk" in str(told[0]["reason"])
 
 
+def test_where_the_log_has_used_up_its_room_the_older_checkpoint_goes_all_the_same(tmp_path: Path) -> None:
+    assert saved(tmp_path, limit=round(2.1 * CHECKPOINT), keep=2, steps=5) == []
+    assert newest(tmp_path) == [5]
+
+
 def test_what_is_kept_for_good_goes_last_and_its_oldest_first(tmp_path: Path) -> None:
     assert saved(tmp_path, limit=10**9, keep=2, keep_every=2, steps=7) == []
     assert newest(tmp_path) == [7, 6, 4, 2]
@@ -175,14 +180,14 @@ def test_a_run_fits_or_is_refused_with_both_numbers() -> None:
         check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=10_000_001)
 
 
-def test_what_stays_is_logs_forks_and_torn_ones_and_not_what_a_kill_left_half_written(tmp_path: Path) -> None:
+def test_what_stays_is_forks_and_torn_ones_and_no_logs_and_not_what_a_kill_left_half_written(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINTS).mkdir()
     for name, n_bytes in (("events.jsonl", 1), ("events.1.jsonl", 2), ("history.jsonl", 4), ("port", 1000)):
         (tmp_path / name).write_bytes(bytes(n_bytes))
     for name in (".half", "00000001.00000-aa", "fork-1", "torn-1"):
         (tmp_path / CHECKPOINTS / name).mkdir()
         (tmp_path / CHECKPOINTS / name / "file").write_bytes(bytes(8))
-    assert bytes_that_stay(tmp_path) == 1 + 2 + 4 + 8 + 8
+    assert bytes_that_stay(tmp_path) == 8 + 8
 
 
 def test_what_one_checkpoint_takes_is_counted_by_what_it_takes(tmp_path: Path) -> None:

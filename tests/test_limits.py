@@ -44,6 +44,14 @@ def test_what_could_mean_two_things_is_no_rate(text: str) -> None:
         parse_rate(text)
 
 
+@pytest.mark.parametrize("text", ["0MB/s", "0.4B/s", "0kbit/s"])
+def test_to_lend_nothing_is_not_to_lend_all(text: str) -> None:
+    with pytest.raises(ValueError, match="is nothing; no limit is off"):
+        parse_rate(text)
+    with pytest.raises(ValueError, match="is nothing; no limit is off"):
+        parse_size("0GB")
+
+
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [("4GB", 4 * 10**9), ("500MB", 5 * 10**8), ("2GiB", 2 << 30), ("0.5 TB", 5 * 10**11), ("off", 0)],

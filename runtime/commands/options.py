@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,7 +130,8 @@ def peer_config(said: Mapping[str, Any], folder: Path, key: Path) -> PeerConfig:
     """
     folder = said.get("folder", folder)
     file = said.get("config", folder / PEER_FILE)
-    from_file = read_peer_file(file) if "config" in said or file.exists() else {}
+    # A Path raises where it may not look; what is wrong with the folder is said elsewhere.
+    from_file = read_peer_file(file) if "config" in said or os.path.exists(file) else {}  # noqa: PTH110
     made = PeerConfig(**{"folder": folder, "key": key, **from_file, **said})
     validate(made, "command line")
     check_addresses("--bootstrap", made.bootstrap_addresses)

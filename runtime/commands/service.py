@@ -147,8 +147,8 @@ def _manager() -> Manager:
 def _only(manager: Manager, name: str | None) -> str:
     installed = manager.installed()
     if name is not None:
-        wanted = {name, f"atoll-{name}"}
-        installed = [one for one in installed if one in wanted or one.startswith(f"atoll-{name}")]
+        exact = [one for one in installed if one in (name, f"atoll-{name}")]
+        installed = exact or [one for one in installed if name and one.startswith(f"atoll-{name}")]
     if not installed:
         raise ConfigError(f"there is no such service in {manager.folder}: atoll service install makes one")
     if len(installed) > 1:

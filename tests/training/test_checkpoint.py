@@ -36,8 +36,8 @@ def names(folder: Path) -> list[str]:
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     saved = replace(a_state(), lost_P=torch.rand(1000))
-    save_checkpoint(tmp_path / "new" / "folder", saved)
-    loaded, inner = load_newest(tmp_path / "new" / "folder") or (None, None)
+    save_checkpoint(tmp_path, saved)
+    loaded, inner = load_newest(tmp_path) or (None, None)
     assert loaded is not None
     assert inner is None
     for name, value in vars(saved).items():
@@ -53,6 +53,24 @@ def test_a_loaded_state_can_be_written_to_while_its_checkpoint_is_let_go(tmp_pat
     loaded.anchor_P.zero_()
     assert torch.equal(load(tmp_path).anchor_P, a_state(4).anchor_P)
     assert not loaded.anchor_P.any()
+
+
+def test_a_folder_that_was_deleted_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        save_checkpoint(tmp_path / "gone", a_state())
+    assert not (tmp_path / "gone").exists()
+
+
+def test_of_a_process_that_dies_while_it_lets_one_go_nothing_looks_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (3, 4):
+        save_checkpoint(tmp_path, a_state(step))
+    monkeypatch.setattr("runtime.checkpoints.shutil.rmtree", lambda path, ignore_errors: (path / MANIFEST).unlink())
+    prune(tmp_path, 1, 0)
+    whole, broken = found(tmp_path)
+    assert [one.outer_step for one in whole] == [4]
+    assert not broken
 
 
 def test_an_empty_or_missing_folder_has_no_state(tmp_path: Path) -> None:
