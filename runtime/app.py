@@ -34,7 +34,7 @@ from runtime.pieces import PieceList
 from runtime.planning import check_fits, checkpoint_needed
 from runtime.progress import Progress, Rates, given_before
 from runtime.saving import Saver
-from runtime.tasks import abandonable
+from runtime.tasks import abandonable, until_abandoned_end
 from runtime.trainer import AuxiliaryTrainer, ReplicaTrainer, give_back_memory, share_threads
 from runtime.training.checkpoint import load_newest
 from runtime.training.replica import resolve_device
@@ -77,7 +77,8 @@ async def _in_turns(config: PeerConfig, take_part: Callable[[User], Coroutine[An
             exit_code = await user.turn(take_part(user))
             if exit_code is not None:
                 return exit_code
-            # After what has begun there, which has the model as long as it takes.
+            # After what has begun, and has the model as long as it takes.
+            await user.unless_ending(until_abandoned_end())
             await in_thread(give_back_memory)
         return user.exit_code or 0
 
@@ -242,14 +243,13 @@ async def _take_part(
             await peer.until_leaving(
                 averager.run(), _keep_showing(peer, averager, trainer, config), _keep_measuring(peer, averager, trainer)
             )
+        user.progress = None
+        if over := averager.finished and not user.stop.is_set():
+            await _validate(peer, trainer)
     except (ConfigError, NetworkError):
         # The network or the device is gone, and not what this peer has.
         await finish()
         raise
-    user.progress = None
-    over = averager.finished and not user.stop.is_set()
-    if over:
-        await _validate(peer, trainer)
     # A state that nobody else has is this peer's to go on from, whoever else waits for one.
     others = peer.mesh.members().values()
     user.alone = opens and trainer.outer_step == 0 and not any(status.is_member for status in others)
@@ -267,7 +267,8 @@ async def _state_digest(trainer: Trainer) -> bytes:
 
 
 async def _validate(peer: Peer, trainer: Trainer) -> None:
-    loss = await asyncio.to_thread(trainer.validation_loss)
+    """Unless the peer is to leave before that is done: for a large model it takes minutes."""
+    loss = await peer.until_leaving(abandonable(trainer.validation_loss))
     if loss is not None:
         shown = loss if math.isfinite(loss) else None
         peer.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)

@@ -26,7 +26,7 @@ from runtime.averaging.transfer import PIECE_PROTOCOL, PUSH_PROTOCOL
 from runtime.disk import Allotment
 from runtime.finding import Finder
 from runtime.folder import Folder, unwritable
-from runtime.invite import MOST_INVITING, Invite, format_invite
+from runtime.invite import MOST_INVITING, Invite, format_invite, nearest_last
 from runtime.log import EVENTS_FILE, SCHEMA, Event, EventLog
 from runtime.manifest import Manifest
 from runtime.metrics import Metrics, serve
@@ -38,7 +38,7 @@ from runtime.user import User
 T = TypeVar("T")
 
 BULK = (PUSH_PROTOCOL, PIECE_PROTOCOL, STATE_PROTOCOL)
-# What keeps to the volunteer's limits, and what nobody passes on.
+# What nobody passes on; with the run's past, it keeps to the volunteer's limits.
 LARGE = (*BULK, RATE_PROTOCOL)
 LOOK_BACK_S = 5.0
 HINT_AFTER_S = 10.0
@@ -56,7 +56,7 @@ class Peer:
         self.user, self.config, self.folder, self.view = user, config, Folder(config.folder), user.view
         self._relayed = RelayedTransport(self.identity, p2pd, LARGE)
         self._direct = DirectTransport(self.identity, self._relayed, BULK)
-        self.transport: Transport = CappedTransport(self._direct, LARGE, lambda: user.limits.caps)
+        self.transport: Transport = CappedTransport(self._direct, (*LARGE, WATCH_PROTOCOL), lambda: user.limits.caps)
         self.run_id = ""
         self._stack: AsyncExitStack
         self.log: EventLog
@@ -92,14 +92,14 @@ class Peer:
             # Discovery goes on trying them.
             p2pd = await P2pdTransport.create(config.key, listen=listen)
         stack.push_async_callback(p2pd.close)
-        for address in (await p2pd.addresses())[:1]:
-            folder.keep_port(int(address.split("/tcp/")[1].split("/")[0]))
+        port = next((int(address.split("/tcp/")[1].split("/")[0]) for address in await p2pd.addresses()), 0)
+        folder.keep_port(port)
         discovery = await DhtDiscovery.create(p2pd, bootstrap, belongs=is_own)
         stack.push_async_callback(discovery.close)
         peer = cls(user, p2pd, discovery, metrics)
         peer._begin(stack, discovery.keep_looking())
         # Beside p2pd's own port, so that whoever opens one in a router knows the other.
-        await peer._direct.listen(config.host, folder.port + 1 if folder.port < 65535 else 0)
+        await peer._direct.listen(config.host, port + 1 if 0 < port < 65535 else 0)
         stack.push_async_callback(peer._direct.close)
         await p2pd.serve(DIALBACK_PROTOCOL, Dialback(peer._direct.answers).serve)
         await peer.transport.serve(RATE_PROTOCOL, RateServer().serve)
@@ -186,18 +186,18 @@ class Peer:
         if self._feed is not None:
             self._feed.tell(event)
         if kind == "joined" and self._history.outer_step < event["outer_step"]:
-            self._begin(self._stack, self._learn_past())
+            self._begin(self._stack, self._learn_past(event["outer_step"]))
         if kind == "member_down" and not event["reason"].startswith("left"):
             self._direct.drop(event["member"])
         if kind in ("member_up", "joined") and (addresses := self.mesh.known_addresses()):
             # What finds the DHT again; a direct address changes with every start.
             self.folder.keep_addresses([address for address in addresses if MARK not in address])
 
-    async def _learn_past(self) -> None:
+    async def _learn_past(self, outer_step: int) -> None:
         """What the run did before this peer came, from the first member that tells."""
-        for member in self.mesh.members():
+        for member in [peer for peer, status in self.mesh.members().items() if status.is_member]:
             try:
-                self._history.merge(await past_of(member, self.transport, self.run_id))
+                self._history.merge(await past_of(member, self.transport, self.run_id), outer_step)
                 return
             except (PeerError, TimeoutError):
                 continue
@@ -243,8 +243,9 @@ class Peer:
 
     async def print_invite(self, others: Sequence[str] = ()) -> None:
         """To this peer, and to some that others have invited with: a newcomer needs one that lives."""
-        # First those that are always there, and that strangers can dial.
-        addresses = dict.fromkeys((*self.config.bootstrap_addresses, *await self._p2pd.addresses(), *others))
+        # First those that are always there; and a machine with many addresses leaves room for the others.
+        own, half = nearest_last(await self._p2pd.addresses()), MOST_INVITING // 2
+        addresses = dict.fromkeys((*self.config.bootstrap_addresses, *own[:half], *others, *own[half:]))
         invite = Invite(self.run_id, tuple(addresses)[:MOST_INVITING])
         self.folder.keep_invite(invite)
         text = format_invite(invite)

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_ABANDONABLE = "abandonable"
+_LOOK_S = 0.1
+
 
 async def end(task: asyncio.Future[Any]) -> None:
     """Cancel a task and wait until it is over."""
@@ -27,8 +30,15 @@ async def abandonable(work: Callable[[], T]) -> T:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, name="abandonable", daemon=True).start()
+    threading.Thread(target=run, name=_ABANDONABLE, daemon=True).start()
     return await asyncio.wrap_future(done)
+
+
+async def until_abandoned_end() -> None:
+    """Wait for all work of ``abandonable``, also what nobody waits for any more: it has memory until then."""
+    # Abandoned: of its end nobody is told.
+    while any(thread.name == _ABANDONABLE for thread in threading.enumerate()):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_S)
 
 
 class Background:

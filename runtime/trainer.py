@@ -162,7 +162,9 @@ class ReplicaTrainer:
         return self.replica.tokens_per_s
 
     def validation_loss(self) -> float | None:
-        """Of the anchor; see ``Replica``."""
+        """Of the anchor; see ``Replica``. In a thread of its own."""
+        wait_with_work(self._nice)
+        torch.set_num_threads(self._n_threads())
         with room_on(self.device):
             return self.replica.validation_loss()
 

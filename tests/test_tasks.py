@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from runtime.tasks import Background, abandonable, ungrouped, whole
+from runtime.tasks import Background, abandonable, ungrouped, until_abandoned_end, whole
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -88,10 +88,14 @@ def test_work_that_is_abandoned_is_waited_for_by_nobody_and_its_result_or_failur
         with pytest.raises(ZeroDivisionError):
             await abandonable(lambda: 1 // 0)
         assert await abandonable(lambda: "result") == "result"
+        waiting = asyncio.create_task(until_abandoned_end())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        may_end.set()
+        await asyncio.wait_for(waiting, 30)
+        assert ended.is_set()
 
     asyncio.run(main())
-    may_end.set()
-    assert ended.wait(30)
 
 
 def test_what_runs_beside_ends_with_its_peer_or_with_all() -> None:

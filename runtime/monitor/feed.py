@@ -26,8 +26,8 @@ MOST_QUEUED = 512
 # And a frame to each at most as often: it costs more than what is in it, so what happens after one goes into the next.
 EVERY_S = 1.0
 GREETING_TIMEOUT_S = 5.0
-# Who takes nothing for so long is cut off.
-SEND_TIMEOUT_S = 10.0
+# Who takes nothing for so long is cut off, and who tells nothing of the past, or not all of it by then, is not heard.
+SEND_TIMEOUT_S, PAST_TIMEOUT_S = 10.0, 300.0
 MOST_PAST_BYTES = 16 << 20
 # Not for others: what is said on this machine about this machine.
 OWN_AFFAIRS = frozenset(("log_failed", "manifest_failed", "join_failed"))
@@ -149,12 +149,13 @@ async def past_of(peer: str, transport: Transport, run_id: str) -> list[Event]:
     """
     events: list[Event] = []
     n_bytes = 0
-    async with asyncio.timeout(SEND_TIMEOUT_S):
+    async with asyncio.timeout(PAST_TIMEOUT_S):
         stream = await transport.open(peer, (), WATCH_PROTOCOL)
         try:
             await stream.send(greeting(run_id, 0))
             while not events or events[-1]["event"] not in ("live", "refused"):
-                lines = await stream.receive(MAX_FRAME_BYTES)
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    lines = await stream.receive(MAX_FRAME_BYTES)
                 n_bytes += len(lines)
                 if n_bytes > MOST_PAST_BYTES:
                     raise ProtocolViolation(peer, f"tells a past of more than {MOST_PAST_BYTES} bytes")

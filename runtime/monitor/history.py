@@ -4,6 +4,7 @@ Each peer keeps one, on disk, so that whoever comes late sees the run from its f
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -75,10 +76,14 @@ class History:
         if self._take(event) and self._path is not None:
             self._write(event)
 
-    def merge(self, events: Iterable[Event]) -> None:
-        """Take in what another knows of the past; of a step that both know, this history's own word stays."""
+    def merge(self, events: Iterable[Event], until: float = math.inf) -> None:
+        """Take in what another knows of the past; of a step that both know, this history's own word stays.
+
+        Args: until is the outer step that the run is at: there is no past beyond it.
+        """
         for event in events:
-            if _is_modest(event):
+            step = event.get("outer_step")
+            if _is_modest(event) and not (isinstance(step, int | float) and step > until):
                 self._take(event, replaces=False)
         self._steps = dict(sorted(self._steps.items()))
         self._marks = dict(sorted(self._marks.items(), key=lambda mark: float(mark[1]["time"])))

@@ -87,6 +87,8 @@ def test_who_comes_late_has_what_was_before_and_keeps_its_own_word_of_what_it_sa
     assert told[-1]["peer"] == "bob"
     assert [event["event"] for event in told].count("strike") == 1
     assert [event["outer_step"] for event in late.since(7)] == [8, 9, 10]
+    late.merge([commit(1 << 40)], until=10)
+    assert late.outer_step == 10, "of a future nothing is believed"
 
 
 def test_what_has_no_time_or_no_step_is_nothing() -> None:
