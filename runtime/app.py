@@ -137,8 +137,8 @@ def _check_fits(run_config: RunConfig, user: User) -> None:
     """Raises: ConfigError if the run needs more of the machine than its user lends."""
     if user.manifest is None:
         # After a pause what it really holds decides: limits that were changed meanwhile do not end a process.
-        on_cpu = not user.config.auxiliary and resolve_device(user.config.device).type == "cpu"
-        check_fits(run_config, user.limits, on_cpu=on_cpu, kept_bytes=bytes_that_stay(user.config.folder))
+        device = "" if user.config.auxiliary else resolve_device(user.config.device).type
+        check_fits(run_config, user.limits, device=device, kept_bytes=bytes_that_stay(user.config.folder))
 
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
@@ -215,7 +215,7 @@ async def _take_part(
         abandoned=lambda state: saver.keep_fork(state),
     )
     keep, keep_every = peer.config.keep, peer.config.keep_every
-    peer.checkpoint_bytes = checkpoint_needed(config)
+    peer.checkpoint_bytes = checkpoint_needed(config, trainer.device)
     saver = Saver(
         peer.folder.path,
         averager.state,

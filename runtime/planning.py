@@ -63,9 +63,16 @@ class Plan:
 
 
 def make_plan(
-    config: RunConfig, up_bytes_per_s: Sequence[float], down_bytes_per_s: Sequence[float], step_s: float | None
+    config: RunConfig,
+    up_bytes_per_s: Sequence[float],
+    down_bytes_per_s: Sequence[float],
+    step_s: float | None,
+    trains: bool = True,
 ) -> Plan:
-    """Args: the links, one of each peer, and how long an inner step takes, None if that is not known."""
+    """Args: the links, one of each peer, and how long an inner step takes, None if that is not known.
+
+    Memory and disk are those of a peer that trains, or of an auxiliary one.
+    """
     n, n_parameters = len(up_bytes_per_s), PRESETS[config.model.preset].n_parameters
     name = CHOICES[0] if config.averaging.codec == AUTO else config.averaging.codec
     payload = vector_bytes(codec_named(name), n_parameters)
@@ -75,8 +82,8 @@ def make_plan(
     ]
     size = [
         Figure("parameters", "parameters P", n_parameters, f"of model.preset = {config.model.preset}, counted"),
-        *_memory(n_parameters, payload, n, codec_named(name).lossy),
-        *_disk(n_parameters, codec_named(name).lossy),
+        *_memory(n_parameters, payload, n, codec_named(name).lossy, trains),
+        *_disk(n_parameters, codec_named(name).lossy, trains),
     ]
     traffic = _traffic(config, n_parameters, payload, name, n)
     times = _times(config, payload, links, 8 * n_parameters, step_s)
@@ -84,30 +91,35 @@ def make_plan(
     return Plan(plan.figures, tuple(_warnings(config, plan, links, step_s)))
 
 
-def memory_needed(config: RunConfig, on_cpu: bool) -> int:
-    """Bytes of the machine's memory that a peer holds, at least: what a batch needs is not in it."""
-    plan = usual_plan(config)
-    return round(PROCESS_BYTES + plan["host_memory_bytes"] + (plan["device_memory_bytes"] if on_cpu else 0))
+def memory_needed(config: RunConfig, device: str) -> int:
+    """Bytes of the machine's memory that a peer holds, at least: what a batch needs is not in it.
+
+    Args: device is what the peer trains on, empty for an auxiliary one.
+    """
+    plan = usual_plan(config, bool(device))
+    return round(PROCESS_BYTES + plan["host_memory_bytes"] + (plan["device_memory_bytes"] if device == "cpu" else 0))
 
 
-def checkpoint_needed(config: RunConfig) -> int:
+def checkpoint_needed(config: RunConfig, device: str) -> int:
     """Bytes of one checkpoint, at most."""
-    return round(usual_plan(config)["checkpoint_bytes"]) + CHECKPOINT_HEAD_BYTES
+    return round(usual_plan(config, bool(device))["checkpoint_bytes"]) + CHECKPOINT_HEAD_BYTES
 
 
-def usual_plan(config: RunConfig) -> Plan:
+def usual_plan(config: RunConfig, trains: bool) -> Plan:
     """What a peer needs of its machine is nearly the same whatever the links are, and however many there are."""
     links = [FAST_BYTES_PER_S] * USUAL_PEERS
-    return make_plan(config, links, links, None)
+    return make_plan(config, links, links, None, trains)
 
 
-def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: int) -> None:
+def check_fits(config: RunConfig, limits: Limits, *, device: str, kept_bytes: int) -> None:
     """Whether a peer can take part in a run with what its user lends, before it takes any of it.
 
-    Args: kept_bytes are on the disk already and stay there, logs among them.
+    Args:
+        device: what the peer trains on, empty for an auxiliary one.
+        kept_bytes: on the disk already, and to stay there.
     Raises: ConfigError, a sentence for the user.
     """
-    memory = memory_needed(config, on_cpu)
+    memory = memory_needed(config, device)
     if limits.memory_bytes and memory > limits.memory_bytes:
         have, need = size_words(limits.memory_bytes), size_words(memory)
         raise ConfigError(
@@ -115,7 +127,7 @@ def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: i
             "with a smaller model"
         )
     # A new one is whole before an old one goes.
-    disk = 2 * checkpoint_needed(config) + max(LOG_BYTES, kept_bytes)
+    disk = 2 * checkpoint_needed(config, device) + max(LOG_BYTES, kept_bytes)
     if limits.disk_bytes and disk > limits.disk_bytes:
         have, need = size_words(limits.disk_bytes), size_words(disk)
         raise ConfigError(
@@ -124,41 +136,43 @@ def check_fits(config: RunConfig, limits: Limits, *, on_cpu: bool, kept_bytes: i
         )
 
 
-def _memory(n_parameters: int, payload: int, n: int, lossy: bool) -> list[Figure]:
+def _memory(n_parameters: int, payload: int, n: int, lossy: bool, trains: bool) -> list[Figure]:
     """The table of docs/wire.md for one peer."""
     P = n_parameters
     n_kept = max(LEAST_KEPT, min(MOST_KEPT, KEPT_BYTES // payload))
-    lost = 4 * P if lossy else 0
     parts = [
         Figure("state_memory_bytes", "  anchor and outer momentum", 8 * P, "2 x 4 bytes x P"),
-        Figure("mean_memory_bytes", "  contribution and last mean", 8 * P, "2 x 4 bytes x P"),
+        Figure("mean_memory_bytes", "  contribution and last mean", 8 * P, "2 x 4 bytes x P")
+        if trains
+        else Figure("mean_memory_bytes", "  last mean", 4 * P, "4 bytes x P"),
         Figure(
             "feedback_memory_bytes",
             "  what the codec lost",
-            lost,
-            "4 bytes x P: error feedback" if lossy else "nothing: the codec is exact",
+            4 * P if lossy and trains else 0,
+            "nothing: it sends nothing"
+            if not trains
+            else "4 bytes x P: error feedback"
+            if lossy
+            else "nothing: the codec is exact",
         ),
         Figure(
             "codec_memory_bytes",
             "  shares and results of a round",
-            payload * 2 + payload * (n - 1) / n,
-            f"payload x (own shares 1 + results 1 + others' shares (n - 1) / n), n = {n}",
+            payload * (1 + trains) + payload * (n - 1) / n,
+            f"payload x ({'own shares 1 + ' if trains else ''}results 1 + others' shares (n - 1) / n), n = {n}",
         ),
         Figure("results_memory_bytes", "  results for latecomers", n_kept * payload, f"payload x {n_kept} outer steps"),
-        Figure(
-            "saving_memory_bytes",
-            "  what is being saved",
-            16 * P + lost,
-            f"{20 if lossy else 16} bytes x P: moments 8, state 8{', what was lost 4' if lossy else ''}",
-        ),
+        _saved("saving_memory_bytes", "  what is being saved", P, lossy, trains, local=False),
     ]
     host = sum(part.value for part in parts)
     return [
         Figure(
             "device_memory_bytes",
             "memory of the device",
-            16 * P,
-            "4 x 4 bytes x P: parameters, gradients, AdamW's two moments; and what a batch needs, which is not in it",
+            16 * P if trains else 0,
+            "4 x 4 bytes x P: parameters, gradients, AdamW's two moments; and what a batch needs, which is not in it"
+            if trains
+            else "nothing: it trains nothing",
         ),
         Figure("host_memory_bytes", "memory of the machine", host, f"the sum of these, {host / P:.1f} bytes x P:"),
         *parts,
@@ -171,18 +185,30 @@ def _memory(n_parameters: int, payload: int, n: int, lossy: bool) -> list[Figure
     ]
 
 
-def _disk(n_parameters: int, lossy: bool) -> list[Figure]:
-    each = 24 if lossy else 20
-    words = "state 8, moments 8, local parameters 4" + (", what was lost 4" if lossy else "")
+def _disk(n_parameters: int, lossy: bool, trains: bool) -> list[Figure]:
+    checkpoint = _saved("checkpoint_bytes", "disk: a checkpoint", n_parameters, lossy, trains, local=True)
     return [
-        Figure("checkpoint_bytes", "disk: a checkpoint", each * n_parameters, f"at most {each} bytes x P: {words}"),
+        checkpoint,
         Figure(
             "disk_bytes",
             "disk: as --keep 2 has it",
-            CHECKPOINTS_ON_DISK * each * n_parameters,
+            CHECKPOINTS_ON_DISK * checkpoint.value,
             "a checkpoint x (2 kept + 1 being written)",
         ),
     ]
+
+
+def _saved(key: str, title: str, n_parameters: int, lossy: bool, trains: bool, local: bool) -> Figure:
+    """Of a state that is saved. Args: local if the local parameters, which are the trainer's, count as well."""
+    parts = {
+        "state": 8,
+        "moments": 8 * trains,
+        "local parameters": 4 * (trains and local),
+        "what was lost": 4 * (trains and lossy),
+    }
+    each = sum(parts.values())
+    words = ", ".join(f"{what} {n_bytes}" for what, n_bytes in parts.items() if n_bytes)
+    return Figure(key, title, each * n_parameters, f"at most {each} bytes x P: {words}")
 
 
 def _traffic(config: RunConfig, n_parameters: int, payload: int, codec: str, n: int) -> list[Figure]:

@@ -167,17 +167,19 @@ def test_the_past_and_a_download_stay_within_it_too(tmp_path: Path) -> None:
 
 def test_a_run_fits_or_is_refused_with_both_numbers() -> None:
     config = RunConfig(model=ModelSection("large"))
-    memory, disk = memory_needed(config, on_cpu=True), 2 * checkpoint_needed(config) + 10_000_000
-    check_fits(config, Limits(), on_cpu=True, kept_bytes=10**15)
-    check_fits(config, Limits(memory_bytes=memory, disk_bytes=disk), on_cpu=True, kept_bytes=0)
+    memory, disk = memory_needed(config, "cpu"), 2 * checkpoint_needed(config, "cpu") + 10_000_000
+    check_fits(config, Limits(), device="cpu", kept_bytes=10**15)
+    check_fits(config, Limits(memory_bytes=memory, disk_bytes=disk), device="cpu", kept_bytes=0)
     with pytest.raises(ConfigError, match=r"needs 8.18 GB of memory, .* but --memory is 8 GB"):
-        check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=True, kept_bytes=0)
+        check_fits(config, Limits(memory_bytes=8 * 10**9), device="cpu", kept_bytes=0)
     # What a GPU holds is not the machine's.
-    check_fits(config, Limits(memory_bytes=8 * 10**9), on_cpu=False, kept_bytes=0)
+    check_fits(config, Limits(memory_bytes=8 * 10**9), device="cuda", kept_bytes=0)
+    # Nor has a peer that trains nothing what training takes.
+    check_fits(config, Limits(memory_bytes=4 * 10**9, disk_bytes=2 * 10**9 + 10_000_000), device="", kept_bytes=0)
     # The logs that a peer has written within its limit do not keep it from coming back.
-    check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=10_000_000)
+    check_fits(config, Limits(disk_bytes=disk), device="cpu", kept_bytes=10_000_000)
     with pytest.raises(ConfigError, match=r"of the disk, two checkpoints and the logs, but --disk is"):
-        check_fits(config, Limits(disk_bytes=disk), on_cpu=True, kept_bytes=10_000_001)
+        check_fits(config, Limits(disk_bytes=disk), device="cpu", kept_bytes=10_000_001)
 
 
 def test_what_stays_is_forks_and_torn_ones_and_no_logs_and_not_what_a_kill_left_half_written(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def plan(
     up: Up = "20",
     down: Down = "100",
     step_s: StepS = None,
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="Of a peer that trains nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> int:
     """Reckon what a run takes: memory, disk, bytes, time.
@@ -45,7 +46,7 @@ def plan(
         raise ConfigError(f"--step-s is {step_s:g}, but must be above 0 and at most {MOST_STEP_S}")
     from runtime.planning import make_plan
 
-    made = make_plan(config, ups, downs, step_s)
+    made = make_plan(config, ups, downs, step_s, trains=not auxiliary)
     if as_json:
         content = {
             "name": config.name,
@@ -53,6 +54,7 @@ def plan(
             "up_bytes_per_s": ups,
             "down_bytes_per_s": downs,
             "step_s": step_s,
+            "auxiliary": auxiliary,
             "figures": {figure.key: figure.value for figure in made.figures},
             "formulas": {figure.key: figure.formula for figure in made.figures},
             "warnings": made.warnings,

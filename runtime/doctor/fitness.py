@@ -18,7 +18,7 @@ def needs_of(config: RunConfig, auxiliary: bool = False) -> resources.Needs:
     """As ``atoll plan`` reckons. Imports PyTorch."""
     from runtime.planning import PROCESS_BYTES, usual_plan
 
-    plan = usual_plan(config)
+    plan = usual_plan(config, trains=not auxiliary)
     return resources.Needs(
         PROCESS_BYTES + int(plan["host_memory_bytes"]),
         int(plan["device_memory_bytes"]),
@@ -41,11 +41,11 @@ def check_lent(config: RunConfig, peer_config: PeerConfig, device: resources.Dev
     """Whether what the user lends is enough, as ``atoll join`` asks itself. None if they lend all that there is."""
     from runtime.planning import check_fits
 
-    limits, on_cpu = peer_config.limits, not peer_config.auxiliary and device.kind == "cpu"
+    limits, kind = peer_config.limits, "" if peer_config.auxiliary else device.kind
     if not (limits.memory_bytes or limits.disk_bytes):
         return None
     try:
-        check_fits(config, limits, on_cpu=on_cpu, kept_bytes=bytes_that_stay(peer_config.folder))
+        check_fits(config, limits, device=kind, kept_bytes=bytes_that_stay(peer_config.folder))
     except ConfigError as error:
         words, _, fix = str(error).partition(": ")
         return failed("limits", words, fix)
