@@ -292,6 +292,9 @@ class _Observer:
             except PeerError as error:
                 reason = error.reason
                 nursery.cancel_scope.cancel()
+        if latest - began < STEADY_S:
+            # It had no room, say, but knows others.
+            await self._look()
         # A member that is silent or speaks nonsense is dialled anew, if at all.
         self._keep_only("")
         await self._show(LostMember(stream.peer, reason))

@@ -19,6 +19,8 @@ MOST_STEPS = 8192
 MOST_MARKS = 1024
 # Of one member in one round.
 MOST_SPANS = 64
+# Of too many members so many go at once: to look for the least takes a while.
+LEAST_FORGOTTEN = 64
 # A member that is gone stays in the picture for so long.
 GONE_S = 3600.0
 FAULTS = frozenset(("strike", "fork_found", "fork_healed", "diverged", "behind", "commit_lost", "member_still"))
@@ -134,7 +136,9 @@ class Picture:
         self.told_by = ""
         """The member that the last event came from."""
         self.time = 0.0
-        """Of the last event."""
+        """Of the last event, by the clock of the member that told it."""
+        self.began_at = math.inf
+        """When the first happened that was told."""
         self.live = False
         """Whether all of the past has been told."""
         self.most_step = int(MOST_NUMBER)
@@ -193,10 +197,16 @@ class Picture:
                 self.live = False
             case "live":
                 self.live = True
+            case "refused":
+                # Nothing of the run.
+                return
             case _:
                 if kind in _KINDS:
                     self._mark(kind, event, time, teller)
-        self.time, self.told_by = max(self.time, time), teller
+        if self.steps or self.marks:
+            self.began_at = min(self.began_at, time)
+        # Of two members that tell one after the other each has its own clock.
+        self.time, self.told_by = max(self.time, time) if teller == self.told_by else time, teller
 
     def _begin(self, event: Event, time: float) -> None:
         step, attempt = self._step(event["outer_step"]), said.whole(event["attempt"])
@@ -269,9 +279,16 @@ class Picture:
         if not isinstance(members, dict) or len(members) > MOST_MEMBERS:
             raise ValueError("members that are none")
         for peer, one in members.items():
-            member = self._here(said.peer_id(peer), time)
-            member.outer_step, member.progress = said.whole(one["outer_step"]), said.whole(one["progress"])
-            self._do(member, said.words(one["doing"])[:16], time)
+            try:
+                name, doing = said.peer_id(peer), said.words(one["doing"])[:16]
+                outer_step, progress = said.whole(one["outer_step"]), said.whole(one["progress"])
+            except (KeyError, TypeError, ValueError):
+                # One member's word is not to hide the others.
+                self.refused += 1
+                continue
+            member = self._here(name, time, is_now=True)
+            member.outer_step, member.progress = outer_step, progress
+            self._do(member, doing, time)
         for member in self.members.values():
             if member.gone_at is None and member.peer not in members:
                 self._gone(member.peer, time, "not seen any more")
@@ -279,8 +296,9 @@ class Picture:
     def _mark(self, kind: str, event: Event, time: float, teller: str) -> None:
         member = said.peer_id(event["member"]) if "member" in event else teller
         words = said.words(event.get("reason", event.get("needs", "")))
-        if kind == "strike":
-            self._here(member, time).strikes += 1
+        # Whose greeting is wrong is no member, and is struck too.
+        if kind == "strike" and (struck := self.members.get(member)):
+            struck.strikes += 1
         last = self.last
         step = self._step(event["outer_step"]) if "outer_step" in event else last.outer_step if last else 0
         self.marks.append(Mark(time, step, kind, member, words))
@@ -291,14 +309,15 @@ class Picture:
         is_gone = member is not None and member.gone_at is not None and member.gone_at >= began
         return member if member is not None and is_gone else self._here(peer, time)
 
-    def _here(self, peer: str, time: float) -> MemberPicture:
+    def _here(self, peer: str, time: float, is_now: bool = False) -> MemberPicture:
+        """A member that was there then; where it is so now, whatever clock said when it was gone."""
         member = self.members.get(peer)
         if member is None:
             if len(self.members) >= MOST_MEMBERS:
                 self._forget(time)
             member = self.members[peer] = MemberPicture(peer, came_at=time)
             self.marks.append(Mark(time, self._step_now(), "came", peer, ""))
-        elif member.gone_at is not None and time > member.gone_at:
+        elif member.gone_at is not None and (is_now or time > member.gone_at):
             member.gone_at, member.came_at = None, time
             self.marks.append(Mark(time, self._step_now(), "came", peer, ""))
         return member
@@ -312,9 +331,10 @@ class Picture:
         self.marks.append(Mark(time, self._step_now(), "gone", peer, reason))
 
     def _forget(self, time: float) -> None:
-        """Of too many, those who are gone for long, else the least of them."""
+        """Of too many, those who are gone for long, else some of the least."""
         gone = [one for one in self.members.values() if one.gone_at is not None and time > one.gone_at + GONE_S]
-        for one in gone or [min(self.members.values(), key=lambda one: (one.gone_at is None, one.tokens))]:
+        least = sorted(self.members.values(), key=lambda one: (one.gone_at is None, one.tokens))[:LEAST_FORGOTTEN]
+        for one in gone or least:
             del self.members[one.peer]
             self.round.doing.pop(one.peer, None)
 
@@ -343,25 +363,26 @@ _FIGURES = (
 
 
 def _figures(figures: object) -> MemberPicture | None:
-    """What a member said of itself, nobody's but for that."""
-    if figures is None:
-        return None
+    """What a member said of itself, nobody's but for that; None if it said nothing that can be shown."""
     if not isinstance(figures, dict):
-        raise ValueError("figures that are none")
-    return MemberPicture(
-        peer="",
-        device=said.words(figures["device"])[:16],
-        tokens_per_s=said.number(figures["tokens_per_s"]),
-        trained_s=said.number(figures["trained_ms"]) / 1e3,
-        waited_s=said.number(figures["waited_ms"]) / 1e3,
-        up=said.number(figures["up"]),
-        down=said.number(figures["down"]),
-        # Logs of before it was told have it not.
-        dialable=figures.get("dialable") is not False,
-        sent_bytes=said.number(figures["sent_bytes"]),
-        received_bytes=said.number(figures["received_bytes"]),
-        error=None if figures["error_ppm"] is None else said.number(figures["error_ppm"]) / 1e6,
-    )
+        return None
+    try:
+        return MemberPicture(
+            peer="",
+            device=said.words(figures["device"])[:16],
+            tokens_per_s=said.number(figures["tokens_per_s"]),
+            trained_s=said.number(figures["trained_ms"]) / 1e3,
+            waited_s=said.number(figures["waited_ms"]) / 1e3,
+            up=said.number(figures["up"]),
+            down=said.number(figures["down"]),
+            # Logs of before it was told have it not.
+            dialable=figures.get("dialable") is not False,
+            sent_bytes=said.number(figures["sent_bytes"]),
+            received_bytes=said.number(figures["received_bytes"]),
+            error=None if figures["error_ppm"] is None else said.number(figures["error_ppm"]) / 1e6,
+        )
+    except (KeyError, ValueError):
+        return None
 
 
 def _bound(by_step: dict[int, T]) -> None:

@@ -3,7 +3,8 @@
 All raise ValueError for anything else.
 """
 
-MOST_NUMBER = 1e18
+# What members send each other has whole numbers below this: no view is to refuse what they have agreed on.
+MOST_NUMBER = float(1 << 63)
 # Of whatever is told one for each member.
 MOST_MEMBERS = 1024
 MOST_NAME = 64

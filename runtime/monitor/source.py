@@ -21,6 +21,8 @@ from runtime.monitor.said import MOST_NUMBER
 from runtime.monitor.words import plain
 from runtime.rotation import logs_below
 
+# The web page that shows it waits no longer than for so many events.
+EVENTS_AT_ONCE = 64
 # A replayed pause is never longer than this, at any speed: nights are not for watching.
 MOST_PAUSE_S = 5.0
 
@@ -95,18 +97,22 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
     def hello() -> bytes:
         return greeting(invite.run_id, watched.outer_step)
 
+    refused = ""
     async with aclosing(follow(invite.run_id, invite.addresses, WATCH_PROTOCOL, hello)) as seen:
         async for told in seen:
             match told:
                 case Followed(peer):
                     watched.say("", peer)
                 case Frame(_, body):
-                    for event in parse_events(body):
+                    for number, event in enumerate(parse_events(body), 1):
                         watched.see(event)
+                        refused = watched.trouble if event.get("event") == "refused" else ""
+                        if not number % EVENTS_AT_ONCE:
+                            await asyncio.sleep(0)
                 case LostMember(_, reason):
-                    watched.say(f"the member that told is gone ({reason}); asking another")
+                    watched.say(f"{refused or f'the member that told is gone ({reason})'}; asking another")
                 case Nobody(reason, retry_s):
-                    watched.say(f"no member answers ({reason}); trying again in {retry_s:.0f} s")
+                    watched.say(f"{refused or f'no member answers ({reason})'}; trying again in {retry_s:.0f} s")
 
 
 def logged(folder: Path) -> list[Event]:

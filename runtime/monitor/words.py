@@ -130,8 +130,7 @@ def mark_words(mark: Mark) -> str:
 
 def began_at(picture: Picture) -> float:
     """Unix time of the first that is known of the run."""
-    times = [step.time for step in picture.steps.values()] + [mark.time for mark in picture.marks]
-    return min(times, default=picture.time)
+    return min(picture.began_at, picture.time)
 
 
 def in_order(picture: Picture) -> list[StepPicture]:

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peers.wire import MAX_INT
 from runtime.log import parse_events
 from runtime.monitor.picture import MOST_SPANS, MOST_STEPS, Picture
 from runtime.monitor.said import MOST_MEMBERS
 
-ANN, BOB = "12D3KooWann", "12D3KooWbob"
+ANN, BOB, CAT = "12D3KooWann", "12D3KooWbob", "12D3KooWcat"
 FIGURES = {
     "device": "cuda",
     "tokens_per_s": 1000,
@@ -116,9 +117,43 @@ def test_the_group_of_a_round_averages_and_what_is_told_of_an_old_round_is_no_ne
 
 
 def test_of_a_commit_that_is_not_what_it_should_be_nothing_counts() -> None:
-    picture = seen(commit(1), *[commit(2, loss="low")] * 3, commit(2, figures=[FIGURES, {}]))
+    picture = seen(commit(1), *[commit(2, loss="low")] * 3, commit(2, figures=[FIGURES]))
     assert picture.members[ANN].tokens == 2000
     assert picture.refused == 4
+
+
+@pytest.mark.parametrize("hostile", [{}, "many", {**FIGURES, "up": "fast"}, {**FIGURES, "up": 1 << 64}])
+def test_what_one_member_says_of_itself_hides_no_step_and_no_other_member(hostile: object) -> None:
+    picture = seen(commit(1), commit(2, figures=[FIGURES, hostile]))
+    assert picture.last is not None
+    assert picture.last.outer_step == 2
+    assert picture.members[ANN].up == FIGURES["up"]
+    everyone = members(**{ANN: "training", BOB: "ready", CAT: "ready"})
+    everyone["members"][ANN]["progress"] = 1 << 64
+    picture.see(everyone)
+    assert [picture.members[peer].doing for peer in (BOB, CAT)] == ["ready", "ready"]
+    assert picture.refused == 1
+
+
+def test_as_much_as_members_tell_each_other_is_shown() -> None:
+    picture = seen(commit(1, figures=[{**FIGURES, "up": MAX_INT}, None]))
+    assert picture.refused == 0
+    assert picture.members[ANN].up == float(MAX_INT)
+
+
+def test_who_is_there_now_is_there_whatever_the_clock_of_another_said() -> None:
+    gone = {"event": "member_down", "time": 9e9, "peer": BOB, "member": CAT, "reason": "end of stream"}
+    picture = seen(commit(1), members(**{ANN: "training", CAT: "training"}), gone)
+    assert picture.members[CAT].gone_at is not None
+    picture.see({**members(**{ANN: "training", CAT: "training"}), "time": 103.0})
+    assert picture.members[CAT].gone_at is None
+    assert picture.time == 103.0
+
+
+def test_a_stranger_that_is_struck_is_no_member() -> None:
+    picture = seen(commit(1), {"event": "strike", "time": 102.0, "peer": ANN, "member": "stranger", "reason": "rude"})
+    assert "stranger" not in picture.members
+    assert [mark.kind for mark in picture.marks if mark.member == "stranger"] == ["strike"]
 
 
 def test_a_step_that_the_run_does_not_have_is_none() -> None:
@@ -177,7 +212,6 @@ def test_faults_are_marked_where_they_happened() -> None:
         commit(1, members=["x" * 1000, BOB]),
         commit(1, members=["<script>", BOB]),
         commit(1, weights=[1]),
-        commit(1, figures=["many", None]),
         commit(-1),
         commit(True),
         members(**{f"peer{number}": "training" for number in range(MOST_MEMBERS + 1)}),

@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from nicegui import ui
 
 from runtime.errors import ConfigError
@@ -64,6 +65,10 @@ async def serve(
     """
     board = Board(watched, replayed)
     app = FastAPI(openapi_url=None)
+    if is_private(listening) and listening.family == socket.AF_INET:
+        # A page of the web's that has its name lead here is not to read what only this machine's user may.
+        own = ["localhost", "127.0.0.1", listening.getsockname()[0]]
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=own)
     add_pages(app, board)
     ui.run_with(
         app,

@@ -74,10 +74,11 @@ export default {
     small: { type: Boolean, default: false },
   },
   template: `
-    <div class="chart" :class="{ small }" tabindex="0" role="img" :aria-label="summary"
-         @keydown="step" @blur="leave">
-      <div class="canvas" ref="canvas"></div>
+    <div class="chart" :class="{ small }">
+      <div class="canvas" ref="canvas" tabindex="0" role="img" :aria-label="summary" @keydown="step" @blur="leave"></div>
+      <span class="unseen" aria-live="polite">{{ said }}</span>
     </div>`,
+  data: () => ({ said: "" }),
   computed: {
     summary() {
       const curve = this.curves[0];
@@ -289,9 +290,12 @@ export default {
       const last = this.rows.length - 1;
       this.at = Math.min(last, Math.max(0, (this.at ?? last + 1) + moves[event.key]));
       this.chart.dispatchAction({ type: "showTip", seriesIndex: 0, dataIndex: this.at });
+      const lines = this.tip([{ value: [0, 0, this.at] }]).children;
+      this.said = Array.from(lines, (line) => line.textContent).join(", ");
     },
     leave() {
       this.at = undefined;
+      this.said = "";
       this.chart.dispatchAction({ type: "hideTip" });
     },
   },
