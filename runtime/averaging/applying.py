@@ -104,7 +104,9 @@ class Applying:
     async def _go_on_from(self, joined: Joined, old: Claim) -> StepBegun:
         state, kept = joined.state, ""
         if state is not None:
-            kept = self._abandoned(await in_thread(self._own.copy)) if joined.forked is not False else ""
+            if joined.forked is not False:
+                kept = self._abandoned(await in_thread(self._own.copy))
+                self._results.forget_past()
             await self._own.load(state)
             # What came with it says how fast this peer's link is.
             self._transfers.round_over()

@@ -30,8 +30,13 @@ class Commits:
 
     def on_commit(self, step: Step, sender: str, commit: Commit, now: float) -> list[Action]:
         descriptor = commit.descriptor
-        if descriptor.outer_step != step.outer_step or step.commit is not None or commit in step.lost:
+        if descriptor.outer_step != step.outer_step or step.commit is not None:
             return []
+        if commit in step.lost:
+            if sender not in self._roster.ahead(step.position):
+                return []
+            # Whoever has applied it is back, and has its results.
+            step.lost.discard(commit)
         if descriptor.lineage != step.lineage:
             return self._histories.other_history(step, sender, descriptor.lineage)
         if descriptor.state != step.state:
@@ -88,5 +93,6 @@ class Commits:
             return self._histories.resync(step, f"nobody has the results of outer step {step.outer_step + 1} any more")
         step.lost.add(commit)
         step.commit, step.descriptor, step.fetch_at = None, None, None
+        step.own = step.own or step.late
         step.forget_plan()
         return [Report("commit_lost", (("outer_step", step.outer_step + 1),))]

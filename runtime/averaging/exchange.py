@@ -140,7 +140,11 @@ class Exchange:
             result = self._results.result_from(shard)
             try:
                 await self.transfers.fetch(source, wanted.digest, result)
-            except (PeerError, TimeoutError):
+                if result.digest != wanted.digest:
+                    raise ProtocolViolation(source, f"sends another result of shard {shard} than it was asked for")
+            except (PeerError, TimeoutError) as error:
+                if isinstance(error, ProtocolViolation):
+                    self._strike(source, error.reason)
                 result.drop()
                 continue
             except Dropped:
@@ -148,9 +152,9 @@ class Exchange:
             # The plan may have changed meanwhile.
             if not self._results.follows(plan_id):
                 break
-            if self._results.hold(shard, result, None) == wanted.digest:
-                self._happened(events.ResultReady(plan_id, shard, None, wanted.digest))
-                return
+            self._results.hold(shard, result, None)
+            self._happened(events.ResultReady(plan_id, shard, None, wanted.digest))
+            return
         self._happened(events.FetchFailed(plan_id, shard, wanted.digest))
 
     def _room(self, sender: str, kind: Kind, plan_id: bytes, shard: int) -> Payload | None:

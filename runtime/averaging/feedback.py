@@ -59,6 +59,12 @@ class Feedback:
                 own_sum += float(torch.dot(own_P[here], own_P[here]))
         return math.sqrt(lost_sum / own_sum) if own_sum else 0.0
 
+    def spent(self, ranges: Sequence[Sequence[int]]) -> None:
+        """What was held of the elements [start, stop) went with a contribution of this peer's that died with it."""
+        if self._lost_P is not None:
+            for start, stop in ranges:
+                self._lost_P[start:stop] = 0.0
+
     def forget(self) -> None:
         """This peer goes on from another state: what it had trained is gone, and this with it."""
         self._lost_P = None

@@ -68,6 +68,10 @@ class Histories:
         if sender not in self._roster.alive or self._roster.alive[sender].position <= step.position:
             return []
         if lineage in (b"", step.lineage):
+            step.without_commit.add(sender)
+            # A newcomer never had it; others may.
+            if not step.without_commit.issuperset(self._roster.ahead(step.position)):
+                return []
             return self.resync(step, f"the commit of outer step {step.outer_step} is not kept any more")
         found = self._found_fork(step, sender, lineage)
         return found + self.resync(step, "this peer is on the lighter side of a fork")

@@ -127,18 +127,22 @@ class Joining:
         return alone_s > ALONE_S and all(status.position <= own.position for status in self._members().values())
 
     async def _attempt(self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]) -> None:
-        if own is not None and not self._own.established and await self._is_past(own, donor, claimed):
+        if own is not None and not self._own.established and await self._is_past(own, donor, claimed, peers):
             self._ended(Joined(donor, None))
         else:
             self._ended(await self._fetch(donor, claimed, own or self._own.claim(), peers))
 
-    async def _is_past(self, own: Claim, donor: str, claimed: Status) -> bool:
-        """Whether a state from this peer's disk is one that the donor had not long ago: commits are less than a state.
+    async def _is_past(self, own: Claim, donor: str, claimed: Status, peers: dict[str, Status]) -> bool:
+        """Whether a state from this peer's disk is one that the others had not long ago: commits are less than a state.
 
         If they are not kept any more, the next attempt is that of an established peer.
         """
         near = 0 < claimed.outer_step - own.outer_step <= MOST_BEHIND
-        return near and await self._sync.ask(donor, own.outer_step) == own
+        # The donor may have come later itself.
+        return near and (
+            own in await self._sync.past([donor], own.outer_step)
+            or own in await self._sync.past(_witnesses(peers), own.outer_step)
+        )
 
     async def _fetch(
         self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]
@@ -152,13 +156,13 @@ class Joining:
         self._shown = asyncio.get_running_loop().time(), 0
         if own is not None and (own.outer_step, own.lineage) == (claimed.outer_step, claimed.lineage):
             return Joined(donor, None)
-        witnesses = sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)
+        witnesses = _witnesses(peers)
         try:
             state = await self._sync.download(donor, witnesses, own, lambda: list(self._members()), self._show_progress)
             if own is None or not own.tokens:
                 return Joined(donor, state)
-            past = await self._sync.ask(donor, own.outer_step)
-            return Joined(donor, state, None if past is None else past.lineage != own.lineage)
+            known = await self._sync.past((donor, *witnesses), own.outer_step)
+            return Joined(donor, state, own.lineage not in {claim.lineage for claim in known} if known else None)
         except PeerError as error:
             self._report("join_failed", member=error.peer, reason=error.reason)
             await asyncio.sleep(RETRY_S)
@@ -177,3 +181,8 @@ class Joining:
             self._report(
                 "state_downloading", bytes=done_bytes, of_bytes=all_bytes, bytes_per_s=rate, seconds_left=left_s
             )
+
+
+def _witnesses(peers: dict[str, Status]) -> list[str]:
+    """Who has something of the run."""
+    return sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)

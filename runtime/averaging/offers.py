@@ -53,7 +53,7 @@ class Offers:
     ) -> None:
         self.fetched: dict[bytes, memoryview] = {}
         """Pieces of the state that this peer is fetching."""
-        self._present, self._take, self._replayable = present, take, replayable
+        self.present, self._take, self._replayable = present, take, replayable
         self._snapshots: dict[bytes, tuple[Snapshot, float]] = {}
         """By the state's digest, and when anybody last fetched of it."""
         self._offering = asyncio.Lock()
@@ -68,7 +68,7 @@ class Offers:
                 for snapshot, _ in self._snapshots.values()
                 if snapshot.claim.tokens >= least_tokens and self._replayable(snapshot.claim.outer_step)
             ]
-            present = self._present()
+            present = self.present()
             if fitting:
                 chosen = max(fitting, key=lambda snapshot: snapshot.claim.position)
             elif present is None:

@@ -187,6 +187,8 @@ class OwnState:
                 if own_P is not None and sent:
                     codec = codec_named(descriptor.codec)
                     error = round(self.feedback.settle(codec, own_P, descriptor.bounds, sent), 6)
+                if own_P is None:
+                    self.feedback.spent([descriptor.bounds[shard : shard + 2] for shard in included])
                 self.present = Present(self._trainer.outer_step, lineage, tokens, group, self._pieces_now())
             return error
 

@@ -274,6 +274,10 @@ class Results:
         while len(self._kept) > LEAST_KEPT and (len(self._kept) > MOST_KEPT or self._kept_bytes() > KEPT_BYTES):
             self._kept.popitem(last=False)
 
+    def forget_past(self) -> None:
+        """What is kept is of a history that this peer has left: nobody is to follow it there."""
+        self._kept.clear()
+
     def _kept_bytes(self) -> int:
         return sum(len(piece.view) for _, pieces in self._kept.values() for piece in pieces.values())
 

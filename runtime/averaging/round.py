@@ -206,7 +206,11 @@ class Round:
         return actions
 
     def _on_contribution(self, step: Step, event: ContributionReady, now: float) -> list[Action]:
-        if event.outer_step != step.outer_step or step.commit is not None or step.own is not None:
+        if event.outer_step != step.outer_step or step.own is not None:
+            return []
+        if step.commit is not None:
+            # It is too late, unless the commit is given up.
+            step.late = event
             return []
         if self.terms.trains:
             self.pace.phase(now - step.begun_at)

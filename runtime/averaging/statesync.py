@@ -34,6 +34,8 @@ CLAIM_TIMEOUT_S = 5.0
 ASK_AGAIN_S, MOST_ASKS = 0.3, 4
 # Whoever fetches a state asks again within this.
 FETCHING_S = 3.0
+# A piece, 512 KiB at most, has so long to get there; while it is on its way its state is in memory.
+PIECE_S = 300.0
 
 
 class StateSync:
@@ -190,9 +192,9 @@ class StateSync:
             asked = {peer: tasks.create_task(self._ask(peer, request)) for peer in peers}
         return {peer: known for peer, task in asked.items() if (known := task.result()) is not None}
 
-    async def ask(self, peer: str, outer_step: int) -> Claim | None:
-        """What a peer says that the state of an outer step is, None if it does not know or is gone."""
-        return await self._ask(peer, ClaimRequest(outer_step))
+    async def past(self, peers: Sequence[str], outer_step: int) -> list[Claim]:
+        """What these say that the state of an outer step is, those that do not know or are gone left out."""
+        return list((await self._ask_all(list(dict.fromkeys(peers)), ClaimRequest(outer_step))).values())
 
     async def _ask(self, peer: str, request: ClaimRequest | OfferRequest) -> Claim | None:
         try:
@@ -242,6 +244,9 @@ class StateSync:
         match request:
             case ClaimRequest(outer_step):
                 await self._say(stream, self._claims.get(outer_step))
+            case OfferRequest(least_tokens) if (present := self._offers.present()) and present.tokens < least_tokens:
+                # Of no use to who asks, and not worth a copy.
+                await self._say(stream, present)
             case OfferRequest(least_tokens):
                 snapshot = await self._offers.offer(least_tokens, asyncio.get_running_loop().time())
                 await self._say(stream, snapshot.claim if snapshot else None)
@@ -265,9 +270,10 @@ class StateSync:
 
     async def _send(self, stream: Stream, data: memoryview | bytes | None) -> None:
         if data is not None:
-            await send_payload(
-                stream, Payload.of(memoryview(data)), self._uplink, Rank(Stage.BACKGROUND), count=self._count
-            )
+            async with asyncio.timeout(PIECE_S):
+                await send_payload(
+                    stream, Payload.of(memoryview(data)), self._uplink, Rank(Stage.BACKGROUND), count=self._count
+                )
 
 
 class _Sources:

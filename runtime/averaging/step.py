@@ -92,6 +92,10 @@ class Step:
     """By shard, how often a result of the commit was fetched in vain."""
     lost: set[Commit] = field(default_factory=set)
     """Commits of which nobody alive has the results."""
+    late: ContributionReady | None = None
+    """This peer's, made while a commit waited for its results: for another attempt, if there is one."""
+    without_commit: set[str] = field(default_factory=set)
+    """Those that say that they do not keep this step's commit."""
     behind_since: float | None = None
     asks: int = 0
     resyncing: bool = False

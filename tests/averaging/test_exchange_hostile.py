@@ -1,7 +1,9 @@
 """What a peer can do to others on the streams that carry bulk, and what it gets for it: a strike that says why."""
 
 import asyncio
+import hashlib
 import random
+import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -230,6 +232,32 @@ def test_streams_beyond_their_number_are_refused_and_cost_no_memory() -> None:
         await scene.push(share(), by=HONEST, stays=True)
         await asyncio.sleep(0.5)
         assert any(isinstance(event, events.ContributionArrived) for event in scene.heard)
+
+    run_virtual(main())
+
+
+def test_whoever_gives_another_result_than_it_was_asked_for_is_struck_and_the_next_is_asked() -> None:
+    good, bad = (
+        header((0, 1, 2)) + bytes(encode_vector(INT8, torch.full((elements(THEIRS),), of))) for of in (1.0, 2.0)
+    )
+
+    def giving(data: bytes) -> Callable[[Stream], Coroutine[Any, Any, None]]:
+        async def give(stream: Stream) -> None:
+            await stream.receive(32)
+            await stream.send(struct.pack("!Q", len(data)))
+            await stream.send(data)
+            await asyncio.sleep(1.0)
+
+        return give
+
+    async def main() -> None:
+        scene = Scene()
+        await scene.begin()
+        scene.hostile.handlers[PIECE_PROTOCOL], scene.honest.handlers[PIECE_PROTOCOL] = giving(bad), giving(good)
+        digest = hashlib.sha256(b"atoll shard result" + good).digest()
+        await scene.exchange.fetch(events.Fetch(PLAN, THEIRS, digest, (HOSTILE, HONEST)))
+        assert scene.why() == [f"sends another result of shard {THEIRS} than it was asked for"]
+        assert events.ResultReady(PLAN.plan_id, THEIRS, None, digest) in scene.heard
 
     run_virtual(main())
 

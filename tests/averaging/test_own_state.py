@@ -30,6 +30,22 @@ class NotingTrainer(SimulatedTrainer):
         super().apply_outer_step(mean_pseudo_gradient_P, missed)
 
 
+def test_what_was_held_is_not_sent_again_where_it_went_with_a_contribution_of_a_process_that_died() -> None:
+    async def catch_up() -> Tensor | None:
+        own = OwnState(NotingTrainer(), bytes(32), 0, (), torch.ones(N), True)
+        descriptor = Descriptor(
+            *(RUN_ID, 0, bytes(32), bytes(32), 0, 0, "other", MEMBERS, (0, N // 2, N)),
+            *("int8", (0, 0), (b"", b""), (0, 1), 2),
+        )
+        commit = Commit(descriptor, (bytes(32), bytes(32)))
+        await own.advance(commit, torch.zeros(N), [(0, 1), (0,)], 1, None, dict[int, OwnShare]().__getitem__)
+        return own.feedback.lost_P
+
+    held_P = asyncio.run(catch_up())
+    assert held_P is not None
+    assert held_P.tolist() == [0.0] * (N // 2) + [1.0] * (N // 2)
+
+
 @pytest.mark.parametrize("part", [False, True], ids=["whole", "a part"])
 def test_work_that_is_late_too_often_is_let_go_and_what_is_trained_after_it_is_carried_again(part: bool) -> None:
     trainer, drops, half = NotingTrainer(), list[int](), N // 2

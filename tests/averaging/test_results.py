@@ -185,3 +185,7 @@ def test_the_last_committed_results_are_kept_and_older_ones_are_not() -> None:
     assert [piece is not None for piece in pieces] == [False] * 2 + [True] * MOST_KEPT
     assert pieces[-1] is not None
     assert result_digest(bytes(pieces[-1].view)) == firsts[-1]
+    # Who has left that history leads nobody there.
+    results.forget_past()
+    assert [results.sealed_commit(outer_step) for outer_step in range(MOST_KEPT + 2)] == [None] * (MOST_KEPT + 2)
+    assert results.piece(firsts[-1]) is None

@@ -7,7 +7,7 @@ import pytest
 from lone_round import NOW, PEERS, assert_never_spins, kinds, order, plan_of, ready_of, says, seated
 from round_table import ROOT, Table, sha, weight_of
 
-from peers.membership import Changed, Up
+from peers.membership import Changed, Down, Up
 from peers.messages import Role, Status
 from runtime.averaging import events
 from runtime.averaging.messages import Commit, Descriptor, Held, Past, Ready
@@ -176,6 +176,50 @@ def test_a_commit_of_another_history_or_none_at_all_from_further_on_ends_in_its_
         actions = says(machine, "peer-b", Past(0, past))
         assert [type(action) for action in actions] == [events.Report] * reports + [events.Resync]
         assert says(machine, "peer-b", Past(0, past)) == []
+
+
+def test_a_newcomer_that_never_had_a_commit_does_not_speak_for_those_that_keep_it() -> None:
+    machine = seated("peer-a", ["peer-b", "peer-c"])
+    for peer in ("peer-b", "peer-c"):
+        machine.handle(Changed(peer, Status(Role.MEMBER, 9, sha(9), 0, tokens=900)), NOW)
+    assert says(machine, "peer-c", Past(0, b"")) == []
+    assert kinds(says(machine, "peer-b", Past(0, b""))) == {events.Resync}
+
+
+def test_a_commit_that_was_given_up_counts_again_when_who_has_applied_it_is_back() -> None:
+    own, *others = PEERS[:3]
+    machine = seated(own, others, quorum=2)
+    descriptor = plan_of(order(PEERS[:3])[0], PEERS[:3])
+    commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
+    says(machine, others[0], commit)
+    for peer in others:
+        machine.handle(Down(peer, "end of stream", left=False), NOW)
+    for attempt in range(3):
+        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    assert machine.pending_commit is None
+    # From who has not applied it, it is nothing to wait for.
+    machine.handle(Up(others[1], Status(Role.MEMBER, 0, ROOT, 0)), NOW + 30.0)
+    says(machine, others[1], commit, NOW + 30.0)
+    assert machine.pending_commit is None
+    machine.handle(Up(others[0], Status(Role.MEMBER, 1, sha(1), 0, tokens=900)), NOW + 31.0)
+    says(machine, others[0], commit, NOW + 31.0)
+    assert machine.pending_commit == commit
+
+
+def test_a_contribution_that_was_ready_while_a_commit_lacked_results_is_there_when_it_is_given_up() -> None:
+    own, *others = PEERS[:3]
+    machine = seated(own, others, ready=False)
+    descriptor = plan_of(order(others)[0], others)
+    commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
+    says(machine, others[0], commit)
+    machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW)
+    for peer in others:
+        machine.handle(Down(peer, "end of stream", left=False), NOW)
+    for attempt in range(3):
+        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    machine.handle(events.Tick(), NOW + 60.0)
+    assert machine.descriptor is not None
+    assert machine.descriptor.peers == (own,)
 
 
 def test_a_peer_whose_heartbeat_is_two_steps_old_is_still_waited_for() -> None:
