@@ -217,7 +217,7 @@ def test_hostile_figures_make_an_error_line_and_nothing_else(told: Told, look: O
         commit(10),
     )
     reaches(page, 10)
-    shows(page, re.compile("5.events were not what events are, and left out"), ".alert")
+    shows(page, re.compile("4.events were not what events are, and left out"), ".alert")
     # It is there, as text.
     shows(page, re.compile("strike: <img src=x"), ".news")
     assert page.evaluate("[window.hacked, document.querySelectorAll('.page img, .page script').length]") == [None, 0]
