@@ -7,7 +7,9 @@ import errno
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
@@ -44,6 +46,26 @@ app = typer.Typer(
 def main() -> NoReturn:
     """Entry point of the ``atoll`` script. Whatever a user can mend is one sentence on stderr and exit code 2; what may
     pass by itself, the network above all, is the same with exit code 1."""
+    try:
+        _main()
+    except SystemExit as ended:
+        if threading.active_count() > 1 and isinstance(ended.code, int):
+            _end_abandoned(ended.code)
+        raise
+
+
+def _end_abandoned(exit_code: int) -> None:
+    """End the process now if a thread is still at work that nobody waits for: in PyTorch, Python would abort it."""
+    from runtime.tasks import is_any_abandoned
+
+    if is_any_abandoned():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(exit_code)
+
+
+def _main() -> NoReturn:
     _open_standard_streams()
     try:
         try:

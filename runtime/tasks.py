@@ -34,10 +34,15 @@ async def abandonable(work: Callable[[], T]) -> T:
     return await asyncio.wrap_future(done)
 
 
+def is_any_abandoned() -> bool:
+    """Whether a thread is at work of ``abandonable``."""
+    return any(thread.name == _ABANDONABLE for thread in threading.enumerate())
+
+
 async def until_abandoned_end() -> None:
     """Wait for all work of ``abandonable``, also what nobody waits for any more: it has memory until then."""
-    # Abandoned: of its end nobody is told.
-    while any(thread.name == _ABANDONABLE for thread in threading.enumerate()):  # noqa: ASYNC110
+    # Of its end nobody is told.
+    while is_any_abandoned():  # noqa: ASYNC110
         await asyncio.sleep(_LOOK_S)
 
 

@@ -1,6 +1,8 @@
 """What is not to be left half done when a peer ends."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -96,6 +98,37 @@ def test_work_that_is_abandoned_is_waited_for_by_nobody_and_its_result_or_failur
         assert ended.is_set()
 
     asyncio.run(main())
+
+
+# Abandoned in the middle of PyTorch, as validation by Ctrl-C.
+ABANDONS = """
+import asyncio, torch
+from runtime import cli
+from runtime.tasks import abandonable
+
+def work():
+    while True:
+        torch.randn(300, 300) @ torch.randn(300, 300)
+
+async def main():
+    task = asyncio.create_task(abandonable(work))
+    await asyncio.sleep(0.2)
+    task.cancel()
+
+def app(prog_name):
+    asyncio.run(main())
+    print("saved")
+    raise SystemExit(3)
+
+cli.app = app
+cli.main()
+"""
+
+
+def test_a_process_whose_thread_is_still_at_work_ends_with_its_own_exit_code() -> None:
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", ABANDONS], capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "saved\n", "")
 
 
 def test_what_runs_beside_ends_with_its_peer_or_with_all() -> None:
