@@ -90,6 +90,6 @@ def _only_run() -> KeptRun:
     if not runs:
         raise ConfigError("there is no run on this disk: atoll start opens one, and prints its invite")
     if len(runs) > 1:
-        names = ", ".join(f"{one.manifest.config.name} ({one.manifest.run_id[:12]})" for one in runs[:8])
+        names = ", ".join(f"{one.manifest.config.name} ({one.folder})" for one in runs[:8])
         raise ConfigError(f"this disk has {len(runs)} runs: say which, of {names}")
     return runs[0]
