@@ -275,6 +275,25 @@ def test_a_connection_that_breaks_for_a_moment_does_not_fork_two_peers(seed: int
     assert sorted(swarm.steps) == list(range(1, LAST + 1))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_when_a_fork_heals_each_of_the_lighter_side_keeps_the_state_that_it_leaves(seed: int) -> None:
+    """Others of that side still know it, and are no witnesses of what the heavier side had."""
+
+    async def fork(swarm: Swarm) -> None:
+        for index in range(6):
+            swarm.start(f"p{index}", established=index == 0)
+        await swarm.until(lambda: len(swarm.steps.get(1, ())) == 6)
+        swarm.ledger.forks_allowed = True
+        swarm.network.partition([swarm.peers[f"p{index}"].peer for index in range(3)])
+        await asyncio.sleep(15)
+        swarm.network.heal()
+        await swarm.finish(600)
+
+    swarm = simulate(seed, fork, last_outer_step=LAST, quorum=2)
+    assert sorted(swarm.kept) in (["p0", "p1", "p2"], ["p3", "p4", "p5"])
+    assert all(len(states) == 1 for states in swarm.kept.values())
+
+
 def test_a_fresh_peer_alone_never_starts_a_run_that_it_was_invited_to() -> None:
     async def alone(swarm: Swarm) -> None:
         fresh = swarm.start("fresh")

@@ -138,11 +138,7 @@ class Joining:
         If they are not kept any more, the next attempt is that of an established peer.
         """
         near = 0 < claimed.outer_step - own.outer_step <= MOST_BEHIND
-        # The donor may have come later itself.
-        return near and (
-            own in await self._sync.past([donor], own.outer_step)
-            or own in await self._sync.past(_witnesses(peers), own.outer_step)
-        )
+        return near and own in await self._sync.past((donor, *_alike(peers, claimed)), own.outer_step)
 
     async def _fetch(
         self, donor: str, claimed: Status, own: Claim | None, peers: dict[str, Status]
@@ -156,12 +152,12 @@ class Joining:
         self._shown = asyncio.get_running_loop().time(), 0
         if own is not None and (own.outer_step, own.lineage) == (claimed.outer_step, claimed.lineage):
             return Joined(donor, None)
-        witnesses = _witnesses(peers)
+        witnesses = sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)
         try:
             state = await self._sync.download(donor, witnesses, own, lambda: list(self._members()), self._show_progress)
             if own is None or not own.tokens:
                 return Joined(donor, state)
-            known = await self._sync.past((donor, *witnesses), own.outer_step)
+            known = await self._sync.past((donor, *_alike(peers, claimed)), own.outer_step)
             return Joined(donor, state, own.lineage not in {claim.lineage for claim in known} if known else None)
         except PeerError as error:
             self._report("join_failed", member=error.peer, reason=error.reason)
@@ -183,6 +179,10 @@ class Joining:
             )
 
 
-def _witnesses(peers: dict[str, Status]) -> list[str]:
-    """Who has something of the run."""
-    return sorted(peer for peer, status in peers.items() if status.is_member or status.tokens)
+def _alike(peers: dict[str, Status], claimed: Status) -> list[str]:
+    """Those of the donor's history, and as far: it may have come later than they, and not know what was before."""
+    return sorted(
+        peer
+        for peer, status in peers.items()
+        if (status.outer_step, status.lineage) == (claimed.outer_step, claimed.lineage)
+    )

@@ -62,6 +62,8 @@ class OwnState:
         self._trainer = trainer
         # For whoever copies the state in another thread.
         self._changing = threading.Lock()
+        # Nobody is offered a state before this peer itself has said that it has it.
+        self._stepping = asyncio.Lock()
         self.present = Present(trainer.outer_step, lineage, tokens, group, None)
         """Replaced as a whole, also from another thread: who wants more than one thing of it looks once."""
         self.stale = 0
@@ -120,7 +122,8 @@ class OwnState:
                 return snapshot_of(self.claim(), self.pieces, *copies)
 
         # Not in the thread in which the next contribution is made: no round waits for a joiner.
-        return await asyncio.to_thread(work)
+        async with self._stepping:
+            return await asyncio.to_thread(work)
 
     def copy(self, memory: Sequence[Tensor | None] = (None, None, None)) -> State:
         """All of it at one moment, from any thread.
@@ -192,7 +195,8 @@ class OwnState:
                 self.present = Present(self._trainer.outer_step, lineage, tokens, group, self._pieces_now())
             return error
 
-        return members, await in_thread(work)
+        async with self._stepping:
+            return members, await in_thread(work)
 
     async def load(self, state: State) -> None:
         """Go over to a member's state. What this peer had trained is gone, and what the codec lost of it."""
@@ -205,7 +209,8 @@ class OwnState:
                 pieces = self._pieces_now()
                 self.present = Present(state.outer_step, state.lineage, state.tokens, state.group, pieces)
 
-        await in_thread(work)
+        async with self._stepping:
+            await in_thread(work)
 
 
 def _copied(vector_P: Tensor | None, memory_P: Tensor | None) -> Tensor | None:
