@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What is not counted as it is written, such as a history that is written anew, is found by looking again.
@@ -22,6 +22,25 @@ def folder_bytes(folder: Path) -> int:
                 # Let go of meanwhile.
                 continue
     return total
+
+
+def replace_file(file: Path, content: bytes, sync: bool = False) -> None:
+    """Write a file: whoever reads it finds what was there or what is to be; after a loss of power too, with ``sync``.
+
+    Raises: OSError; nothing is changed then.
+    """
+    beside = file.with_name(f".{file.name}")
+    try:
+        with beside.open("wb") as new:
+            new.write(content)
+            if sync:
+                new.flush()
+                os.fsync(new.fileno())
+        beside.replace(file)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 class Allotment:

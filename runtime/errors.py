@@ -17,7 +17,7 @@ class NotNowError(ConfigError):
     """What stands in the way may go without the user, such as another process. The exit code is 1."""
 
 
-def kind_of(error: OSError) -> type[ConfigError]:
+def blame_for(error: OSError) -> type[ConfigError]:
     """What to raise for a file that cannot be written: a full disk has room again some day."""
     return NotNowError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
 

@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
-from runtime.errors import ConfigError, NotNowError, kind_of
+from runtime.disk import replace_file
+from runtime.errors import ConfigError, NotNowError, blame_for
 from runtime.invite import Invite, format_invite, parse_invite
 from runtime.manifest import Manifest, open_manifest
 
@@ -120,27 +121,8 @@ class Folder:
             raise unwritable(self.path, error) from None
 
 
-def replace_file(file: Path, content: bytes, sync: bool = False) -> None:
-    """Write a file: whoever reads it finds what was there or what is to be; after a loss of power too, with ``sync``.
-
-    Raises: OSError; nothing is changed then.
-    """
-    beside = file.with_name(f".{file.name}")
-    try:
-        with beside.open("wb") as new:
-            new.write(content)
-            if sync:
-                new.flush()
-                os.fsync(new.fileno())
-        beside.replace(file)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
 def unwritable(folder: Path, error: OSError) -> ConfigError:
-    return kind_of(error)(f"{folder} cannot be written ({error.strerror}): name another with --folder")
+    return blame_for(error)(f"{folder} cannot be written ({error.strerror}): name another with --folder")
 
 
 def lock(path: Path) -> Callable[[], None]:

@@ -54,7 +54,7 @@ def parse_rate(text: str) -> int:
     if not (match := _RATE.fullmatch(text)):
         raise ValueError(f"{text!r} is no rate")
     number, scale, unit = match.groups()
-    return _something(text, float(number) * _SCALES[scale] / (8 if unit == "bit" else 1))
+    return _at_least_one(text, float(number) * _SCALES[scale] / (8 if unit == "bit" else 1))
 
 
 def parse_size(text: str) -> int:
@@ -68,10 +68,10 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is no size")
     number, scale, binary = match.groups()
     power = "KMGT".find(scale.upper()) + 1 if scale else 0
-    return _something(text, float(number) * (1024**power if binary else _SCALES[scale]))
+    return _at_least_one(text, float(number) * (1024**power if binary else _SCALES[scale]))
 
 
-def _something(text: str, number: float) -> int:
+def _at_least_one(text: str, number: float) -> int:
     """Who writes 0 wants to lend nothing, and 0 stands for no limit."""
     if not (whole := round(number)):
         raise ValueError(f"{text!r} is nothing; no limit is {OFF}")

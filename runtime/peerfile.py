@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from runtime.config import PeerConfig, as_flag, validate
+from runtime.disk import replace_file
 from runtime.errors import ConfigError
 from runtime.runfile import one_line, toml_table, toml_value, typed
 
@@ -68,9 +69,7 @@ def save_settings(path: Path, changes: Mapping[str, Any]) -> None:
         # Somebody may have written a value over several lines, or a key with escapes.
         if not _says(text, table):
             raise ConfigError(f"{path} is written in a way that cannot be changed here: change it by hand")
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        replace_file(path, text.encode())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error.strerror}): leave --save out, or mend that") from None
 

@@ -140,20 +140,14 @@ def _memory(n_parameters: int, payload: int, n: int, lossy: bool, trains: bool) 
     """The table of docs/wire.md for one peer."""
     P = n_parameters
     n_kept = max(LEAST_KEPT, min(MOST_KEPT, KEPT_BYTES // payload))
+    lost = 4 * P if lossy and trains else 0
+    nothing = "nothing: the codec is exact" if trains else "nothing: it sends nothing"
+    mean = "contribution and last mean" if trains else "last mean"
     parts = [
         Figure("state_memory_bytes", "  anchor and outer momentum", 8 * P, "2 x 4 bytes x P"),
-        Figure("mean_memory_bytes", "  contribution and last mean", 8 * P, "2 x 4 bytes x P")
-        if trains
-        else Figure("mean_memory_bytes", "  last mean", 4 * P, "4 bytes x P"),
+        Figure("mean_memory_bytes", f"  {mean}", 4 * (1 + trains) * P, f"{1 + trains} x 4 bytes x P"),
         Figure(
-            "feedback_memory_bytes",
-            "  what the codec lost",
-            4 * P if lossy and trains else 0,
-            "nothing: it sends nothing"
-            if not trains
-            else "4 bytes x P: error feedback"
-            if lossy
-            else "nothing: the codec is exact",
+            "feedback_memory_bytes", "  what the codec lost", lost, "4 bytes x P: error feedback" if lost else nothing
         ),
         Figure(
             "codec_memory_bytes",

@@ -142,9 +142,11 @@ class Exchange:
                 await self.transfers.fetch(source, wanted.digest, result)
                 if result.digest != wanted.digest:
                     raise ProtocolViolation(source, f"sends another result of shard {shard} than it was asked for")
-            except (PeerError, TimeoutError) as error:
-                if isinstance(error, ProtocolViolation):
-                    self._strike(source, error.reason)
+            except ProtocolViolation as error:
+                self._strike(source, error.reason)
+                result.drop()
+                continue
+            except (PeerError, TimeoutError):
                 result.drop()
                 continue
             except Dropped:

@@ -91,12 +91,10 @@ class Roster:
         self.unreachable.discard(peer)
         if not left:
             self.lost[peer] = now
-        elif peer not in self.group:
-            self._motions.pop(peer, None)
-            self.tokens.pop(peer, None)
         # Names cost a stranger nothing.
-        for other in [other for other, at in self.lost.items() if now > at + REDIAL_MOST_S and other not in self.group]:
-            del self.lost[other]
+        gone = [other for other, at in self.lost.items() if now > at + REDIAL_MOST_S]
+        for other in {*gone, *([peer] if left else [])}.difference(self.group):
+            self.lost.pop(other, None)
             self.unreachable.discard(other)
             self._motions.pop(other, None)
             self.tokens.pop(other, None)

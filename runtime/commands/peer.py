@@ -12,7 +12,7 @@ from peers.identity import Identity, IdentityError
 from runtime.commands.options import KEY_DEFAULT, peer_config, with_peer_options
 from runtime.config import PeerConfig
 from runtime.doctor.fitness import checks_before_joining, warnings_of
-from runtime.errors import ConfigError, kind_of
+from runtime.errors import ConfigError, blame_for
 from runtime.folder import Folder
 from runtime.invite import parse_invite
 from runtime.machine import allow_files, wait_with_io
@@ -86,7 +86,7 @@ def _prepare(config: PeerConfig) -> None:
         Folder(config.folder).check_no_others()
         config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise kind_of(error)(
+        raise blame_for(error)(
             f"{config.folder} cannot be the peer's folder ({error.strerror}); name another with --folder"
         ) from None
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.disk import replace_file
 from runtime.log import Event, parse_events
 from runtime.monitor import said
 
@@ -148,10 +149,8 @@ class History:
         content = b"".join(json.dumps(event).encode() + b"\n" for event in events)
         if not self._may_write(len(content)):
             return
-        beside = self._path.with_suffix(".new")
         with suppress(OSError):
-            beside.write_bytes(content)
-            beside.replace(self._path)
+            replace_file(self._path, content)
 
 
 def happening(event: Event) -> Happening:

@@ -137,8 +137,7 @@ class Picture:
         """The member that the last event came from."""
         self.time = 0.0
         """Of the last event, by the clock of the member that told it."""
-        self.began_at = math.inf
-        """When the first happened that was told."""
+        self._began_at = math.inf
         self.live = False
         """Whether all of the past has been told."""
         self.most_step = int(MOST_NUMBER)
@@ -152,6 +151,11 @@ class Picture:
             self._see(event)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.refused += 1
+
+    @property
+    def began_at(self) -> float:
+        """Unix time of the first that is known of the run."""
+        return min(self._began_at, self.time)
 
     @property
     def last(self) -> StepPicture | None:
@@ -204,7 +208,7 @@ class Picture:
                 if kind in _KINDS:
                     self._mark(kind, event, time, teller)
         if self.steps or self.marks:
-            self.began_at = min(self.began_at, time)
+            self._began_at = min(self._began_at, time)
         # Of two members that tell one after the other each has its own clock.
         self.time, self.told_by = max(self.time, time) if teller == self.told_by else time, teller
 

@@ -12,7 +12,6 @@ from runtime.monitor.picture import Mark, MemberPicture, Picture, StepPicture
 from runtime.monitor.summary import token_share
 from runtime.monitor.words import (
     NOTHING,
-    began_at,
     clock_words,
     count_words,
     duration_words,
@@ -36,7 +35,7 @@ SECONDS = Axis("time", duration_words, "time", from_zero=True)
 
 def report(picture: Picture, name: str, manifest: Manifest | None) -> str:
     """The page. ``name`` is for people; of the manifest come the run id and what the run set out to do."""
-    steps, start = in_order(picture), began_at(picture)
+    steps, start = in_order(picture), picture.began_at
     body = [
         _head(picture, name, manifest, start),
         _tiles(picture, steps, manifest),
@@ -103,7 +102,7 @@ def _from(validations: Sequence[str]) -> str:
 
 
 def _length_s(picture: Picture) -> float:
-    return picture.time - began_at(picture)
+    return picture.time - picture.began_at
 
 
 def _token_rate(picture: Picture) -> str:

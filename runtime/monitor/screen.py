@@ -15,7 +15,6 @@ from runtime.monitor.source import Watched
 from runtime.monitor.sparkline import sparkline
 from runtime.monitor.summary import codec_of, token_share
 from runtime.monitor.words import (
-    began_at,
     clock_words,
     count_words,
     duration_words,
@@ -125,7 +124,7 @@ def title(showing: Showing, width: int) -> Text:
         plain(manifest.config.name, 40) if manifest else "run",
         f"outer step {last.outer_step if last else 0}{of_steps}",
         several(len(picture.present()), "member"),
-        duration_words(showing.now - began_at(picture)) if picture.time else "",
+        duration_words(showing.now - picture.began_at) if picture.time else "",
         codec_of(watched),
         (manifest.run_id if manifest else watched.run_id)[:12],
     ]

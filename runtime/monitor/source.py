@@ -110,9 +110,11 @@ async def follow_run(invite: Invite, watched: Watched) -> None:
                         if not number % EVENTS_AT_ONCE:
                             await asyncio.sleep(0)
                 case LostMember(_, reason):
-                    watched.say(f"{refused or f'the member that told is gone ({reason})'}; asking another")
+                    why = refused or f"the member that told is gone ({reason})"
+                    watched.say(f"{why}; asking another")
                 case Nobody(reason, retry_s):
-                    watched.say(f"{refused or f'no member answers ({reason})'}; trying again in {retry_s:.0f} s")
+                    why = refused or f"no member answers ({reason})"
+                    watched.say(f"{why}; trying again in {retry_s:.0f} s")
 
 
 def logged(folder: Path) -> list[Event]:

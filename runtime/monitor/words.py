@@ -128,11 +128,6 @@ def mark_words(mark: Mark) -> str:
             return f"{mark.kind.replace('_', ' ')}: {who}{said}"
 
 
-def began_at(picture: Picture) -> float:
-    """Unix time of the first that is known of the run."""
-    return min(picture.began_at, picture.time)
-
-
 def in_order(picture: Picture) -> list[StepPicture]:
     return [picture.steps[step] for step in sorted(picture.steps)]
 
