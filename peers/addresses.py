@@ -4,6 +4,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
+import sys
 from collections.abc import Iterable
 
 import base58
@@ -179,9 +180,10 @@ def check_bootstrap_address(address: str) -> None:
         ) from error
 
 
-def check_listen_address(address: str) -> None:
+def hold_listen_address(address: str) -> socket.socket:
     """Refuse what is malformed, and a port in use: p2pd shares ports (SO_REUSEPORT) with other p2pds, silently.
 
+    Returns: what keeps others that are started in the same moment from it, until it is closed.
     Raises: NetworkError, a sentence for the user.
     """
     parts = address.split("/")
@@ -201,10 +203,26 @@ def check_listen_address(address: str) -> None:
                 # Connections of an earlier run in TIME_WAIT do not count.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+        return _held(address if port else "")
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise NetworkError(f"port {port} is in use: choose another with --port, or 0 for any.") from None
         raise NetworkError(f"cannot listen on {address} ({error.strerror}): choose another address or port.") from None
+
+
+def _held(name: str) -> socket.socket:
+    """On Linux a name that only one process of a network namespace can have, and that ends with it.
+
+    Raises: OSError (EADDRINUSE).
+    """
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        if name and sys.platform == "linux":
+            holder.bind(f"\0atoll{name}")
+    except OSError:
+        holder.close()
+        raise
+    return holder
 
 
 def varint(number: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import base58
 
-from peers.addresses import check_bootstrap_address, check_listen_address, dialable, seen_endpoint, varint
+from peers.addresses import check_bootstrap_address, dialable, hold_listen_address, seen_endpoint, varint
 from peers.daemon import Daemon, daemon_arguments, end_tasks, make_socket_folder, startup_failure
 from peers.errors import NetworkError, PeerError, Unreachable
 from peers.hivemind_parts import P2P, P2PD, Multiaddr, P2PDaemonError, p2pd_pb2
@@ -70,6 +70,7 @@ class P2pdTransport:
         self._accepted = Counter[str]()
         self._handlers: dict[str, StreamHandler] = {}
         self._server: asyncio.Server | None = None
+        self._held = contextlib.ExitStack()
 
     @classmethod
     async def create(
@@ -90,14 +91,14 @@ class P2pdTransport:
         daemon = P2PD
         if not os.access(daemon, os.X_OK):
             raise NetworkError(f"the libp2p daemon {daemon} is missing: reinstall it with `pip install hivemind`.")
-        for address in listen:
-            check_listen_address(address)
         for address in bootstrap:
             check_bootstrap_address(address)
         # An organiser that comes back finds its own address in the invite.
         bootstrap = [address for address in bootstrap if not address.endswith(f"/p2p/{identity.peer}")]
         self = cls(identity, Daemon(make_socket_folder()), client_mode)
         try:
+            for address in listen:
+                self._held.enter_context(hold_listen_address(address))
             await self._start(daemon_arguments(daemon, identity_path, listen, bootstrap, client_mode), bootstrap)
         except BaseException:
             await self.close()
@@ -206,6 +207,7 @@ class P2pdTransport:
         await self._flush()
         await self._close_hivemind()
         await self._daemon.end()
+        self._held.close()
 
     async def _flush(self) -> None:
         for stream in self._streams:

@@ -19,7 +19,7 @@ from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
 from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, has_torn_step, set_aside
-from runtime.config import PeerConfig, RunConfig, limits_in_force
+from runtime.config import PeerConfig, RunConfig, first_difference, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError, NotNowError
 from runtime.finding import give_manifest
@@ -88,7 +88,8 @@ async def _start(run_config: RunConfig, user: User) -> int | None:
     folder = Folder(user.config.folder)
     manifest, own = folder.manifest(), Identity.load(user.config.key).peer
     if manifest is not None and (manifest.config, manifest.organiser) != (run_config, own):
-        raise ConfigError(f"{folder.path} belongs to another run: name another folder with --folder")
+        why = first_difference(manifest.config, run_config) or "it was opened with another --key"
+        raise ConfigError(f"{folder.path} belongs to another run ({why}): name another folder with --folder")
     async with AsyncExitStack() as stack:
         _check_fits(run_config, user)
         known = folder.addresses[:MOST_BOOTSTRAP]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -278,12 +279,19 @@ def validate(config: RunConfig | PeerConfig, where: str = "run file") -> None:
     what is allowed.
     """
     for key, allowed in (RUN_LIMITS if isinstance(config, RunConfig) else PEER_LIMITS).items():
-        value: object = config
-        for attribute in key.split("."):
-            value = getattr(value, attribute)
+        value: object = attrgetter(key)(config)
         if not allowed.accepts(value):
             name = key if isinstance(config, RunConfig) else as_flag(key)
             raise ConfigError(f"{where}: {name} is {shown(value)}, but must be {allowed.words}")
+
+
+def first_difference(opened: RunConfig, now: RunConfig) -> str:
+    """The first setting in which a run file is not any more what its run was opened with; empty if there is none."""
+    for key in RUN_LIMITS:
+        then, value = attrgetter(key)(opened), attrgetter(key)(now)
+        if then != value:
+            return f"there {key} is {shown(then)}, in the run file {shown(value)}"
+    return ""
 
 
 def limits_in_force(config: PeerConfig) -> dict[str, object]:

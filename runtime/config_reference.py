@@ -61,7 +61,7 @@ file as well, without the dashes before them. What the command line says comes f
     pause-on-battery = true
 
 `atoll limits` changes `--up`, `--down`, `--threads`, `--memory`, `--disk`, `--hours`, `--pause-on-battery` and
-`--pause-when-busy` (there with `on` or `off`) of a peer that runs, until it ends or, with `--save`, in its file too.
+`--pause-when-busy` of a peer that runs, until it ends or, with `--save`, in its file too.
 Rates and sizes are powers of ten; `MB/s` are bytes and `Mbit/s` bits.
 """
 

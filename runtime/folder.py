@@ -77,18 +77,6 @@ class Folder:
         with suppress(OSError):
             replace_file(self.path / name, content.encode())
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a peer runs in it now."""
-        try:
-            lock(self.path)()
-        except NotNowError:
-            return True
-        except (ConfigError, OSError):
-            # What may not be opened, or locked, is nobody's that runs as this user.
-            pass
-        return False
-
     def manifest(self) -> Manifest | None:
         """The manifest of the run that the folder belongs to, None if it is new.
 
@@ -123,6 +111,18 @@ class Folder:
 
 def unwritable(folder: Path, error: OSError) -> ConfigError:
     return blame_for(error)(f"{folder} cannot be written ({error.strerror}): name another with --folder")
+
+
+def in_use(path: Path) -> bool:
+    """Whether a peer has this folder, or key, now."""
+    try:
+        lock(path)()
+    except NotNowError:
+        return True
+    except (ConfigError, OSError):
+        # What may not be opened, or locked, is nobody's that runs as this user.
+        pass
+    return False
 
 
 def lock(path: Path) -> Callable[[], None]:

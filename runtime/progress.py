@@ -142,7 +142,7 @@ def share_words(progress: Progress) -> list[str]:
         *([f"{counted(here, 'member')} here"] if progress.doing else []),
         f"gave {amount(given.tokens)} tokens",
         f"was in {counted(given.outer_steps, 'outer step')}",
-        f"{span(progress.run_s)} in the run",
+        f"here for {span(progress.run_s)}",
     ]
 
 

@@ -67,7 +67,7 @@ def prepare(folder: Path) -> None:
         ("status", "no peer of yours runs on this machine"),
         ("status full", "no peer of yours runs for 'full': there is none"),
         ("limits --save", "--save has nothing to save"),
-        ("limits --pause-on-battery maybe", "--pause-on-battery is 'maybe', but must be on or off"),
+        ("limits --pause-on-battery maybe", "no peer of yours runs for 'maybe'"),
         (f"join {INVITE} --host example.org --key good.key", "command line: host is 'example.org'"),
         (f"join {INVITE} --key bad.key", "bad.key is not an Ed25519 key file"),
         (f"join {INVITE} --key open.key", "chmod 600"),

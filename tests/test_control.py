@@ -253,14 +253,14 @@ def test_a_saved_limit_that_the_command_line_will_override_is_told(
     async def main(pid: int, save: bool) -> None:
         async with AsyncExitStack() as stack:
             await serve_control(stack, tmp_path, lambda request: {"pid": pid, "limits": {}})
-            changes: dict[str, Any] = {"up": "1MB/s", "memory": "3GB", "disk": "10GB", "pause_on_battery": "on"}
+            changes: dict[str, Any] = {"up": "1MB/s", "memory": "3GB", "disk": "10GB", "pause_on_battery": True}
             assert await asyncio.to_thread(limits, str(tmp_path), **changes, save=save) == 0
 
     with subprocess.Popen([sys.executable, "-c", "input()", *flags], stdin=subprocess.PIPE) as peer:
         uvloop.run(main(peer.pid, save=True))
-        said = capsys.readouterr().err
-        assert "was started with --up, --memory, --no-pause-on-battery, which comes before what is saved" in said
-        assert len(said.splitlines()) == 1
+        saved, first = capsys.readouterr().err.splitlines()
+        assert saved == "atoll: saved for later starts: disk, memory, pause-on-battery, up"
+        assert "was started with --up, --memory, --no-pause-on-battery, which comes before what is saved" in first
         uvloop.run(main(peer.pid, save=False))
         assert capsys.readouterr().err == ""
         assert peer.stdin is not None

@@ -42,6 +42,7 @@ from runtime.doctor.resources import (
 )
 from runtime.errors import ConfigError, NotNowError
 from runtime.finding import Finder
+from runtime.folder import lock
 from runtime.invite import Invite
 from runtime.manifest import sign_manifest
 from runtime.planning import check_fits
@@ -186,6 +187,10 @@ def test_the_key(tmp_path: Path) -> None:
     assert verdict(check_key(key, named=True)) == "fail"
     Identity.generate().save(key)
     assert verdict(check_key(key, named=True)) == "pass"
+    give_back = lock(key)
+    used = check_key(key, named=True)
+    assert (verdict(used), "name another --key" in used.fix) == ("warn", True)
+    give_back()
     key.chmod(0o644)
     opened = check_key(key, named=True)
     assert (verdict(opened), "chmod 600" in opened.fix) == ("fail", True)

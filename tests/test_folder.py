@@ -10,7 +10,7 @@ import pytest
 from peers.identity import Identity
 from runtime.config import RunConfig
 from runtime.errors import ConfigError, NotNowError
-from runtime.folder import MANIFEST_FILE, Folder, lock
+from runtime.folder import MANIFEST_FILE, Folder, in_use, lock
 from runtime.manifest import Manifest, sign_manifest
 
 
@@ -49,8 +49,8 @@ def test_a_file_system_without_locks_is_not_taken_for_another_peer(
         with pytest.raises(ConfigError, match="cannot be locked") as raised:
             lock(tmp_path)
         assert not isinstance(raised.value, NotNowError)
-        assert not Folder(tmp_path).in_use
+        assert not in_use(tmp_path)
     give_back = lock(tmp_path)
-    assert Folder(tmp_path).in_use
+    assert in_use(tmp_path)
     give_back()
-    assert not Folder(tmp_path).in_use
+    assert not in_use(tmp_path)

@@ -18,7 +18,7 @@ from runtime.cli import app
 from runtime.commands.invite import invite_of, scannable
 from runtime.config import RunConfig
 from runtime.errors import ConfigError
-from runtime.folder import Folder, lock
+from runtime.folder import Folder, in_use, lock
 from runtime.invite import MOST_INVITING, Invite, format_invite, nearest_last, parse_invite
 from runtime.manifest import sign_manifest
 from runtime.qr import EMPTY, FULL, LOWER, QUIET, UPPER, drawn
@@ -81,7 +81,7 @@ def test_it_says_whether_the_peer_is_there(tmp_path: Path) -> None:
 
 def test_asking_does_not_keep_the_peer_from_its_folder(tmp_path: Path) -> None:
     peer_folder(tmp_path / "peer", PUBLIC)
-    assert not Folder(tmp_path / "peer").in_use
+    assert not in_use(tmp_path / "peer")
     lock(tmp_path / "peer")()
 
 

@@ -59,7 +59,7 @@ def test_eighty_columns_tell_everything() -> None:
     assert lines(AT_WORK, 80) == [
         "outer step 8 of 20  inner step 13 of 25  ━━━━━━╌╌╌╌╌╌  12.3 k tokens/s",
         "training",
-        "4 members here  gave 1.23 M tokens  was in 7 outer steps  12 min in the run",
+        "4 members here  gave 1.23 M tokens  was in 7 outer steps  here for 12 min",
     ]
 
 
@@ -130,7 +130,7 @@ def test_before_it_has_a_state_it_does_not_pretend_to_know_where_the_run_is() ->
     assert lines(replace(AT_WORK, doing="", others={}), 80) == [
         "joining the run",
         "waiting for a member that has the run's state",
-        "gave 1.23 M tokens  was in 7 outer steps  12 min in the run",
+        "gave 1.23 M tokens  was in 7 outer steps  here for 12 min",
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.config import RUN_LIMITS, ModelSection, PeerConfig, RunConfig, validate
+from runtime.config import RUN_LIMITS, ModelSection, PeerConfig, RunConfig, first_difference, validate
 from runtime.errors import ConfigError
 from runtime.runfile import field_docs, load_run_file, render_run_file, run_config_from_table
 
@@ -180,3 +180,9 @@ def test_a_peers_own_settings_have_limits_too(field: str, value: Any) -> None:
     config = dataclasses.replace(PeerConfig(Path("folder"), Path("key")), **{field: value})
     with pytest.raises(ConfigError, match=f"^command line: {field} is"):
         validate(config, "command line")
+
+
+def test_what_an_edited_run_file_says_otherwise_is_named() -> None:
+    assert first_difference(RunConfig(), RunConfig()) == ""
+    edited = replaced("outer.steps", 7)
+    assert first_difference(RunConfig(), edited) == "there outer.steps is 20, in the run file 7"

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from runtime.commands.options import Disk, Down, Hours, Memory, Up
-from runtime.config import shown
+from runtime.commands.options import Battery, Busy, Disk, Down, Hours, Memory, NoBattery, NoBusy, Up
 from runtime.control import NoAnswerError, NotRunningError, ask, is_running
 from runtime.errors import ConfigError
-from runtime.limits import OFF, limit_words, limits_words
+from runtime.limits import limit_words, limits_words
 from runtime.monitor.words import size_words
 from runtime.progress import doing_words, progress_from, share_words, step_words
 from runtime.running import command_line, find_running
@@ -62,25 +61,31 @@ def limits(
     memory: Memory = UNCHANGED,
     disk: Disk = UNCHANGED,
     hours: Hours = UNCHANGED,
-    pause_on_battery: Annotated[str, typer.Option(metavar="on|off", help="Pause while on battery.")] = UNCHANGED,
-    pause_when_busy: Annotated[
-        str, typer.Option(metavar="on|off", help="Pause while others need the cores.")
-    ] = UNCHANGED,
+    pause_on_battery: Battery = False,
+    pause_when_busy: Busy = False,
+    no_pause_on_battery: NoBattery = False,
+    no_pause_when_busy: NoBusy = False,
     save: Annotated[bool, typer.Option("--save", help="For later starts too, in the peer file.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show the limits of a running peer, or change them.
 
-    At once, and until it ends or, with --save, for good.
+    Until it ends, or with --save for good. --no-pause-on-battery and --no-pause-when-busy switch off.
     """
     said: dict[str, object] = {"up": up, "down": down, "memory": memory, "disk": disk, "hours": hours}
-    said["threads"] = UNCHANGED if threads is None else threads
-    said["pause-on-battery"] = _on_or_off("--pause-on-battery", pause_on_battery)
-    said["pause-when-busy"] = _on_or_off("--pause-when-busy", pause_when_busy)
-    change = {name: value for name, value in said.items() if value != UNCHANGED}
+    said["threads"] = threads
+    change = {name: value for name, value in said.items() if value not in (UNCHANGED, None)}
+    for name, on, off in (
+        ("pause-on-battery", pause_on_battery, no_pause_on_battery),
+        ("pause-when-busy", pause_when_busy, no_pause_when_busy),
+    ):
+        if on or off:
+            change[name] = not off
     if save and not change:
         raise ConfigError("--save has nothing to save: say a limit with it, such as --up 2MB/s")
     told = _ask(find_running(run), {"do": "limits", "change": change, "save": save})
+    if save:
+        print(f"atoll: saved for later starts: {', '.join(sorted(change))}", file=sys.stderr)
     if save and (first := _on_its_command_line(told["pid"], change)):
         print(
             f"atoll: note: this peer was started with {', '.join(first)}, which comes before what is saved: start it"
@@ -137,13 +142,6 @@ def _on_its_command_line(pid: int, names: Iterable[str]) -> list[str]:
     """Of these flags those that a peer was started with, as far as that is known."""
     said = {word.partition("=")[0] for word in command_line(pid)}
     return [flag for name in names for flag in (f"--{name}", f"--no-{name}") if flag in said]
-
-
-def _on_or_off(option: str, said: str) -> bool | str:
-    """Raises: ConfigError."""
-    if said not in ("on", OFF, UNCHANGED):
-        raise ConfigError(f"{option} is {shown(said)}, but must be on or off")
-    return said if said == UNCHANGED else said == "on"
 
 
 def _ask(folder: Path, request: Mapping[str, object]) -> dict[str, Any]:

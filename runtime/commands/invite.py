@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runtime.errors import ConfigError
-from runtime.folder import Folder
+from runtime.folder import Folder, in_use
 from runtime.invite import MOST_INVITING, Invite, address_problem, format_invite, nearest_last
 from runtime.shelf import KeptRun, find_run, kept_runs
 
@@ -29,10 +29,9 @@ def invite(
 ) -> int:
     """Print the invite of a run on this disk, also as a QR code."""
     kept = _only_run() if run is None else find_run(run)
-    folder = Folder(kept.folder)
     found = invite_of(kept)
     print(format_invite(found), flush=True)
-    if not folder.in_use:
+    if not in_use(kept.folder):
         print(
             f"atoll: no peer runs in {kept.folder} now; these are the addresses of the last time, and one of them has"
             " to be there",

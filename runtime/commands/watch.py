@@ -112,7 +112,7 @@ def replay(
 def report(
     logs: Logs,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it.", show_default="DIR.html")
+        Path | None, typer.Option(metavar="FILE", help="Where to write it.", show_default="DIR.html, here")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite it.")] = False,
 ) -> int:
@@ -123,12 +123,12 @@ def report(
     logs = _folder_of(logs)
     events = source.logged(logs)
     manifest = source.manifest_below(logs)
-    place = logs.resolve()
-    file = out or place.with_name(f"{place.name}.html")
+    name = manifest.config.name if manifest else logs.resolve().name
+    file = out or Path(f"{logs.resolve().name}.html")
     picture = Picture()
     for event in events:
         picture.see(event)
-    page = page_of(picture, manifest.config.name if manifest else place.name, manifest)
+    page = page_of(picture, name, manifest)
     try:
         with file.open("w" if force else "x", encoding="utf-8") as opened:
             opened.write(page)

@@ -13,6 +13,7 @@ import psutil
 from peers.identity import Identity, IdentityError
 from runtime.disk import folder_bytes
 from runtime.doctor.check import Check, failed, passed, warned
+from runtime.folder import in_use
 from runtime.monitor.words import size_words
 
 # Without a run to measure against: what a small one takes, of memory with Python, PyTorch and libp2p's daemon.
@@ -118,7 +119,11 @@ def check_key(path: Path, named: bool) -> Check:
     except IdentityError as error:
         words, _, fix = str(error).partition(": ")
         return failed("key", words, fix.rstrip("."))
-    return passed("key", f"you are {identity.peer}")
+    words = f"you are {identity.peer}"
+    if in_use(path):
+        fix = "atoll status shows it; for one more beside it, name another --key and --folder"
+        return warned("key", f"{words}, and a peer on this machine is so now", fix)
+    return passed("key", words)
 
 
 def check_calendar(now_unix: float) -> Check | None:

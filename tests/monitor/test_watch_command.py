@@ -105,25 +105,26 @@ def test_a_log_with_a_torn_line_is_replayed_to_its_end(tmp_path: Path, capsys: p
     assert replay(folder / "events.jsonl", speed=1e6) == 0
 
 
-def test_a_report_lies_beside_the_logs_and_is_overwritten_only_by_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_report_lies_where_one_stands_and_is_overwritten_only_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written(tmp_path / "demo" / "peer-1", run_of(2, 4))
-    assert report(tmp_path / "demo") == 0
-    file = tmp_path / "demo.html"
+    monkeypatch.chdir(tmp_path / "demo")
+    assert report(Path()) == 0
+    file = Path("demo.html")
     page = file.read_text(encoding="utf-8")
     assert "[red]&lt;coral&gt;" in page
     assert "4 of 20" in page
     assert capsys.readouterr().out == f"Wrote {file}: 4 outer steps and 2 members\n"
     file.write_text("mine")
     with pytest.raises(ConfigError, match=r"demo.html exists already: say --force"):
-        report(tmp_path / "demo")
+        report(Path())
     assert file.read_text() == "mine"
-    assert report(tmp_path / "demo", force=True) == 0
+    assert report(Path(), force=True) == 0
     assert file.read_text(encoding="utf-8") == page
     for place in (tmp_path / "missing" / "x.html", tmp_path / ("n" * 300), tmp_path):
         with pytest.raises(ConfigError, match=r"cannot be written|exists already"):
-            report(tmp_path / "demo", out=place, force=place == tmp_path)
+            report(Path(), out=place, force=place == tmp_path)
 
 
 def test_what_a_peer_has_learnt_of_the_time_before_it_came_is_shown_too(tmp_path: Path) -> None:

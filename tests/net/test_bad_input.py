@@ -153,11 +153,12 @@ def test_join_refuses_an_invite_whose_peer_is_in_another_run_by_now(home: Path, 
 def test_a_folder_of_another_run_is_refused(home: Path, live: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     with swarm(other) as made:
-        made.start(outer_steps=11, quorum=2)
+        made.start(inner_steps=4, outer_steps=11, quorum=1)
         made.peers[0].process.terminate()
         assert made.peers[0].wait_for_exit() == 0
         shutil.copy(other / "first" / "manifest", home / "peer" / "manifest")
         shutil.copytree(other / "first" / "checkpoints", home / "peer" / "checkpoints", dirs_exist_ok=True)
+    differs = "belongs to another run (there outer.steps is 11, in the run file 10): name another folder with --folder"
+    assert_refused(home, differs, "start", "run.toml", "--data", "text.txt")
     said = "belongs to another run: name another folder with --folder"
-    assert_refused(home, said, "start", "run.toml", "--data", "text.txt")
     assert_refused(home, said, "join", live, "--data", "text.txt")

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,22 @@ def test_a_peer_in_client_mode_opens_streams_and_has_no_address(tmp_path: Path) 
         assert await stream.receive(8) == b"x"
         await client.close()
         await server.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is nothing that keeps one of two from it")
+def test_of_two_that_begin_in_one_moment_one_has_the_port(key: Path) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = (f"/ip4/127.0.0.1/tcp/{free.getsockname()[1]}",)
+        later = asyncio.ensure_future(P2pdTransport.create(key, listen=listen))
+        first = await P2pdTransport.create(key, listen=listen)
+        with pytest.raises(NetworkError, match="is in use: choose another with --port"):
+            await later
+        await first.close()
+        again = await P2pdTransport.create(key, listen=listen)
+        await again.close()
 
     asyncio.run(main())
 
