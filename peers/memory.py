@@ -26,7 +26,8 @@ class MemoryStream:
         self._network, self._own, self._peer = network, own, peer
         self._other: MemoryStream = self
         self._frames: deque[bytes] = deque()
-        self._changed = asyncio.Event()
+        # Apart: who waits for a frame is not woken by each one that it has sent.
+        self._came, self._has_room = asyncio.Event(), asyncio.Event()
         self._in_flight_bytes = 0
         self._arrives_at = 0.0
         self._stuck_since: float | None = None
@@ -41,8 +42,8 @@ class MemoryStream:
         frame = b"".join(parts)
         self._network.count_down(self._own)
         while self._in_flight_bytes > WINDOW_BYTES and not self._gone:
-            self._changed.clear()
-            await self._changed.wait()
+            self._has_room.clear()
+            await self._has_room.wait()
         if self._gone:
             raise StreamClosed(self._peer, self._ended or "closed by us")
         self._in_flight_bytes += len(frame)
@@ -52,8 +53,8 @@ class MemoryStream:
         while not self._frames:
             if self._gone:
                 raise StreamClosed(self._peer, self._ended or "closed by us")
-            self._changed.clear()
-            await self._changed.wait()
+            self._came.clear()
+            await self._came.wait()
         if len(self._frames[0]) > max_bytes:
             raise ProtocolViolation(self._peer, f"frame of {len(self._frames[0])} bytes, limit is {max_bytes}")
         return self._frames.popleft()
@@ -95,16 +96,16 @@ class MemoryStream:
             return
         self._stuck_since = None
         self._in_flight_bytes -= len(frame)
-        self._changed.set()
+        self._has_room.set()
         if not self._other._gone:
             self._other._frames.append(frame)
-            self._other._changed.set()
+            self._other._came.set()
 
     def _end(self, own_reason: str, other_reason: str) -> None:
         if self._closed:
             return
         self._closed, self._ended = True, own_reason
-        self._changed.set()
+        self._wake()
         self._network.forget(self)
         other = self._other
         if not other._gone:
@@ -116,7 +117,11 @@ class MemoryStream:
         elif not self._gone:
             self._ended = reason
             self._network.forget(self)
-            self._changed.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._came.set()
+        self._has_room.set()
 
 
 class MemoryNetwork:

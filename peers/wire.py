@@ -106,8 +106,9 @@ def _dataclass_reader(kind: Any) -> _Read:
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return [_plain(getattr(value, field.name)) for field in fields(value)]
+    # As `fields` finds them, which is called for every message that is sent.
+    if (names := getattr(type(value), "__dataclass_fields__", None)) is not None:
+        return [_plain(getattr(value, name)) for name in names]
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value

@@ -84,8 +84,9 @@ def views(vector_P: Tensor) -> Iterator[memoryview]:
 
 def _digests(vector_P: Tensor) -> tuple[bytes, ...]:
     pieces = list(views(vector_P))
-    digests = _hashing.map(_sha256, pieces) if len(pieces) > 1 else map(_sha256, pieces)
-    return tuple(digests)
+    # Of short ones a thread takes longer to begin than to hash.
+    each = _hashing.map if piece_elements(vector_P.numel()) > LEAST_ELEMENTS else map
+    return tuple(each(_sha256, pieces))
 
 
 def _sha256(piece: memoryview) -> bytes:

@@ -6,6 +6,7 @@ invariant is checked after each event of each peer (``invariants.py``); ``make s
 
 import asyncio
 import contextvars
+import functools
 import hashlib
 import itertools
 import math
@@ -91,8 +92,7 @@ class SimulatedTrainer:
 
     def _moved(self) -> Tensor:
         seed = int.from_bytes(self._peer.encode()[-4:], "big") * 1000 + self.outer_step
-        noise_P = torch.randn(self.n_elements, generator=torch.Generator().manual_seed(seed))
-        return self._done * noise_P + self._carried_P
+        return self._done * _noise(seed, self.n_elements) + self._carried_P
 
     def apply_outer_step(self, mean_pseudo_gradient_P: Tensor, missed: Sequence[tuple[int, int]] = ()) -> None:
         own_P, carried_P = self._moved(), torch.zeros(self.n_elements)
@@ -114,6 +114,12 @@ class SimulatedTrainer:
 
     def state_digest(self) -> bytes:
         return PieceList.of(self.anchor_P, self.momentum_P).digest
+
+
+@functools.lru_cache(maxsize=64)
+def _noise(seed: int, n_elements: int) -> Tensor:
+    """Float32 (P,), not written to: asked for again when its step is applied."""
+    return torch.randn(n_elements, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass

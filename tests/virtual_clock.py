@@ -10,11 +10,31 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 PEER: ContextVar[str] = ContextVar("peer")
+
+
+class _Due:
+    """A callback and its context, without what asyncio's own handle has beside them: a seed has forty thousand."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_source_traceback", "_when")
+
+    def __init__(self, callback: Callable[..., Any], args: Any, context: Context | None, when: float) -> None:
+        self._callback, self._args, self._cancelled, self._when = callback, args, False, when
+        self._context = copy_context() if context is None else context
+        self._source_traceback = None
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def when(self) -> float:
+        return self._when
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
@@ -24,13 +44,13 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     whatever else happens in the meantime comes before or after it.
     """
 
-    _ready: deque[asyncio.Handle]
+    _ready: deque[_Due]
 
     def __init__(self) -> None:
         super().__init__()
-        self.held_back: dict[str, list[asyncio.Handle]] = {}
+        self.held_back: dict[str, list[_Due]] = {}
         self._now = 0.0
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Due]] = []
         self._order = itertools.count()
         dice = random.Random(0)
         self.thread_s: Callable[[], float] = lambda: dice.choice((0.0, 0.0, 0.01, 0.2)) * dice.random()
@@ -56,12 +76,19 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         for done in [done for done, whose in self._in_threads.items() if whose == peer]:
             done.cancel()
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        due = _Due(callback, args, context, self._now)
+        self._ready.append(due)
+        return due  # type: ignore[return-value]
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, next(self._order), timer))
-        return timer
+        due = _Due(callback, args, context, when)
+        heapq.heappush(self._timers, (when, next(self._order), due))
+        return due  # type: ignore[return-value]
 
     def run_in_executor(self, executor: Any, work: Callable[..., T], *args: Any) -> "asyncio.Future[T]":  # type: ignore[override]
         done: asyncio.Future[T] = self.create_future()
@@ -88,28 +115,25 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self.call_later(self.thread_s(), run)
         return done
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Nothing: it is passed over when it is due."""
-
     def _run_once(self) -> None:
         ready, timers = self._ready, self._timers
         while not ready:
             if not timers:
                 raise RuntimeError("deadlock: every task waits for something that nobody will do")
             when, _, timer = heapq.heappop(timers)
-            if not timer.cancelled():
+            if not timer._cancelled:
                 self._now = max(self._now, when)
                 ready.append(timer)
         for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not (handle.cancelled() or (self.held_back and self._holds_back(handle))):
-                handle._run()
+            due = ready.popleft()
+            if not (due._cancelled or (self.held_back and self._holds_back(due))):
+                due._context.run(due._callback, *due._args)
 
-    def _holds_back(self, handle: asyncio.Handle) -> bool:
-        waiting = self.held_back.get(handle._context.get(PEER, ""))  # type: ignore[attr-defined]
+    def _holds_back(self, due: _Due) -> bool:
+        waiting = self.held_back.get(due._context.get(PEER, ""))
         if waiting is None:
             return False
-        waiting.append(handle)
+        waiting.append(due)
         return True
 
 
