@@ -1,6 +1,6 @@
 """What a run's state costs: joining while others train, catching up, checkpoints.
 
-    python benchmarks/state.py [join] [eight] [donor] [catch_up] [checkpoint] [--quick]
+    python benchmarks/state.py [join] [join_slow] [eight] [donor] [catch_up] [checkpoint] [--quick]
 
 All but the last use real peers on hosts of their own with links of 50 Mbit/s, or 10 where many join, so they need root
 and iproute2; their inner steps are mostly asleep, as in ``chaos.py``. ``checkpoint`` is one process: how long training
@@ -38,14 +38,22 @@ _HERE = "state_downloaded"
 def join(stack: ExitStack, quick: bool) -> dict[str, Any]:
     """Four that train, and one after the other that joins: until it has the state, and the others' rounds meanwhile.
 
-    A step is longer also because the joiner's process starts on the same cores; a round has the network in it alone.
+    All five share this machine's cores: what its processor costs the others is in their rounds as well.
     """
-    n_joins = 1 if quick else 10
-    swarm = _swarm(stack, N_MEMBERS + n_joins)
+    return _joins(stack, 1 if quick else 10, MBIT)
+
+
+def join_slow(stack: ExitStack, quick: bool) -> dict[str, Any]:
+    """The same on links so slow that they alone are waited for."""
+    return _joins(stack, 1 if quick else 5, SLOW_MBIT)
+
+
+def _joins(stack: ExitStack, n_joins: int, mbit: float) -> dict[str, Any]:
+    swarm = _swarm(stack, N_MEMBERS + n_joins, mbit)
     members = swarm.peers[:N_MEMBERS]
     rows, calm, during = [], list[tuple[float, float]](), list[tuple[float, float]]()
     state_bytes = 8 * n_elements()
-    bound_s = state_bytes * 8 / (MBIT * 1e6) * 1.15
+    bound_s = state_bytes * 8 / (mbit * 1e6) * 1.15
     for _ in range(n_joins):
         # In turns: what else the machine does changes in minutes. The step in which a joiner goes is neither.
         swarm.until_all_commit(1, members)
@@ -193,4 +201,4 @@ def _steps(peer: PeerProcess, since: float, until: float) -> list[tuple[float, f
 
 
 if __name__ == "__main__":
-    run_parts("state", __doc__, [join, eight, donor, catch_up, checkpoint])
+    run_parts("state", __doc__, [join, join_slow, eight, donor, catch_up, checkpoint])
