@@ -27,8 +27,11 @@ def folder_bytes(folder: Path) -> int:
 def replace_file(file: Path, content: bytes, sync: bool = False) -> None:
     """Write a file: whoever reads it finds what was there or what is to be; after a loss of power too, with ``sync``.
 
+    A link stays, and what it leads to is written: a container's invite lies in a volume that others read.
+
     Raises: OSError; nothing is changed then.
     """
+    file = Path(os.path.realpath(file))
     beside = file.with_name(f".{file.name}")
     try:
         with beside.open("wb") as new:

@@ -8,7 +8,7 @@ import torch
 
 from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, found
 from runtime.config import ModelSection, RunConfig
-from runtime.disk import Allotment, folder_bytes
+from runtime.disk import Allotment, folder_bytes, replace_file
 from runtime.errors import ConfigError
 from runtime.limits import Limits
 from runtime.log import Event, EventLog, parse_events
@@ -32,6 +32,16 @@ def test_a_folder_is_counted_with_what_is_in_it_and_not_what_it_links_to(tmp_pat
     (tmp_path / "other").write_bytes(bytes(10))
     (tmp_path / "deep" / "link").symlink_to("/dev/zero")
     assert 1010 <= folder_bytes(tmp_path) < 1100
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "invite").symlink_to(tmp_path / "shared" / "invite")
+    for content in (b"first", b"second"):
+        replace_file(tmp_path / "invite", content)
+        assert (tmp_path / "invite").is_symlink()
+        assert (tmp_path / "shared" / "invite").read_bytes() == content
+    assert [one.name for one in (tmp_path / "shared").iterdir()] == ["invite"]
 
 
 def test_what_is_taken_is_gone_until_a_look_finds_that_it_is_not(tmp_path: Path) -> None:
