@@ -76,7 +76,7 @@ class Pace:
     def shares_by(self, followed_at: float, half_at: float | None, here_tokens: int, missing_tokens: int) -> float:
         """When a reducer goes on without the shares that are missing, by the rule above or by the others' example.
 
-        Never longer than an inner phase. The dead do not take it: their streams end.
+        The dead do not take it: their streams end.
 
         Args:
             half_at: when more than half of the shares were here, None if they are not.
