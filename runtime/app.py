@@ -18,7 +18,7 @@ from runtime.averaging.arithmetic import in_thread
 from runtime.averaging.codecs.choice import AUTO, measured_costs
 from runtime.averaging.driver import Averager
 from runtime.averaging.lineage import first_lineage
-from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, has_torn_step, set_aside
+from runtime.checkpoints import CHECKPOINTS, has_torn_step, set_aside
 from runtime.config import PeerConfig, RunConfig, first_difference, limits_in_force
 from runtime.doctor.fitness import checks_for_run, warnings_of
 from runtime.errors import ConfigError, NotNowError
@@ -139,7 +139,7 @@ def _check_fits(run_config: RunConfig, user: User) -> None:
     if user.manifest is None:
         # After a pause what it really holds decides: limits that were changed meanwhile do not end a process.
         device = "" if user.config.auxiliary else resolve_device(user.config.device).type
-        check_fits(run_config, user.limits, device=device, kept_bytes=bytes_that_stay(user.config.folder))
+        check_fits(run_config, user.limits, device, user.config.folder)
 
 
 async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
@@ -177,7 +177,9 @@ async def _take_part(
     if loaded := await asyncio.to_thread(load_newest, peer.folder.path, torn):
         kept, inner = loaded
         trainer.load_state(kept.outer_step, kept.anchor_P, kept.momentum_P)
-        lineage, tokens, group, lost_P = kept.lineage, kept.tokens, kept.group, kept.lost_P
+        lineage, tokens, group = kept.lineage, kept.tokens, kept.group
+        # Who trains nothing sends nothing.
+        lost_P = kept.lost_P if trainer.trains else None
         if inner is not None:
             trainer.load_inner_state(inner)
     elif has_torn_step(peer.folder.path):

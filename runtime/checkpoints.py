@@ -139,6 +139,14 @@ def bytes_that_stay(folder: Path) -> int:
     return sum(folder_bytes(path) for kind in (FORK, TORN) for path in (folder / CHECKPOINTS).glob(f"{kind}*"))
 
 
+def bytes_beside(folder: Path) -> int:
+    """Of a peer's folder, beside the next checkpoint: all but older ones, which give way, and what is unfinished."""
+    newest_first, _ = found(folder)
+    newest = sum(folder_bytes(one.path) for one in newest_first[:1])
+    files = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) if folder.is_dir() else 0
+    return files + newest + bytes_that_stay(folder)
+
+
 def set_aside(path: Path) -> None:
     """A checkpoint that cannot be used makes room for another of the same moment."""
     with suppress(OSError):

@@ -1,6 +1,7 @@
 """What a peer's folder takes of the disk, and whether its user's limit has room for more."""
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +33,13 @@ def replace_file(file: Path, content: bytes, sync: bool = False) -> None:
     Raises: OSError; nothing is changed then.
     """
     file = Path(os.path.realpath(file))
-    beside = file.with_name(f".{file.name}")
+    beside = file.with_name(f".{file.name}.new")
     try:
         with beside.open("wb") as new:
             new.write(content)
+            with suppress(OSError):
+                # Its owner may have given it to others to read.
+                os.fchmod(new.fileno(), stat.S_IMODE(file.stat().st_mode))
             if sync:
                 new.flush()
                 os.fsync(new.fileno())

@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from peers.errors import ProtocolViolation
+from runtime.checkpoints import CHECKPOINTS
 from runtime.disk import replace_file
 from runtime.errors import ConfigError, NotNowError, blame_for
 from runtime.invite import Invite, format_invite, parse_invite
 from runtime.manifest import Manifest, open_manifest
+from runtime.partial import PARTIAL
 
 MANIFEST_FILE = "manifest"
 ADDRESSES_FILE = "addresses"
@@ -19,6 +21,7 @@ INVITE_FILE = "invite"
 # What may be in a folder that has no manifest yet, beside hidden files: a peer's own, and what its user has put there.
 PEERS_NAMES = {ADDRESSES_FILE, PORT_FILE, INVITE_FILE, "control.sock", "lost+found"}
 PEERS_SUFFIXES = {".jsonl", ".key", ".log", ".toml"}
+STATE_NAMES = {CHECKPOINTS, PARTIAL}
 # Of the addresses in the folder, those that were heard last, this many open the DHT.
 MOST_BOOTSTRAP = 16
 
@@ -29,13 +32,19 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check_no_others(self) -> None:
-        """Raises: ConfigError if files are in it that are nobody's of a run: what a peer writes might replace them."""
+    def check_no_others(self, joins: bool) -> None:
+        """Whether a peer may write here: it might replace what is nobody's of a run.
+
+        Args: joins if an invite names the run. Of a folder that has lost its manifest it brings that back; who opens a
+            run would make another one of it.
+        Raises: ConfigError.
+        """
         names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        known = PEERS_NAMES | STATE_NAMES if joins else PEERS_NAMES
         others = [
             name
             for name in names
-            if not name.startswith(".") and name not in PEERS_NAMES and Path(name).suffix not in PEERS_SUFFIXES
+            if not name.startswith(".") and name not in known and Path(name).suffix not in PEERS_SUFFIXES
         ]
         if others and MANIFEST_FILE not in names:
             raise ConfigError(
@@ -74,8 +83,14 @@ class Folder:
 
     def _keep(self, name: str, content: str) -> None:
         """Where the disk is full what was there before stands."""
-        with suppress(OSError):
-            replace_file(self.path / name, content.encode())
+        file = self.path / name
+        try:
+            replace_file(file, content.encode())
+        except OSError as error:
+            if blame_for(error) is not NotNowError:
+                # It leads to where no other file can be made, or another system has it mounted.
+                with suppress(OSError):
+                    file.write_bytes(content.encode())
 
     def manifest(self) -> Manifest | None:
         """The manifest of the run that the folder belongs to, None if it is new.

@@ -6,12 +6,14 @@ P is the number of parameters, n the number of peers, and a payload the P parame
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.averaging.codecs.base import vector_bytes
 from runtime.averaging.codecs.choice import AUTO, CHOICES
 from runtime.averaging.codecs.registry import codec_named
 from runtime.averaging.results import KEPT_BYTES, LEAST_KEPT, MOST_KEPT
 from runtime.averaging.shards import FAST_BYTES_PER_S, Link, least_time, shard_parts
+from runtime.checkpoints import bytes_beside, bytes_that_stay
 from runtime.config import RunConfig
 from runtime.errors import ConfigError
 from runtime.limits import Limits
@@ -111,12 +113,12 @@ def usual_plan(config: RunConfig, trains: bool) -> Plan:
     return make_plan(config, links, links, None, trains)
 
 
-def check_fits(config: RunConfig, limits: Limits, *, device: str, kept_bytes: int) -> None:
+def check_fits(config: RunConfig, limits: Limits, device: str, folder: Path) -> None:
     """Whether a peer can take part in a run with what its user lends, before it takes any of it.
 
     Args:
         device: what the peer trains on, empty for an auxiliary one.
-        kept_bytes: on the disk already, and to stay there.
+        folder: the peer's, with what is in it already.
     Raises: ConfigError, a sentence for the user.
     """
     memory = memory_needed(config, device)
@@ -127,7 +129,8 @@ def check_fits(config: RunConfig, limits: Limits, *, device: str, kept_bytes: in
             "with a smaller model"
         )
     # A new one is whole before an old one goes.
-    disk = 2 * checkpoint_needed(config, device) + max(LOG_BYTES, kept_bytes)
+    checkpoint = checkpoint_needed(config, device)
+    disk = checkpoint + max(checkpoint + max(LOG_BYTES, bytes_that_stay(folder)), bytes_beside(folder))
     if limits.disk_bytes and disk > limits.disk_bytes:
         have, need = size_words(limits.disk_bytes), size_words(disk)
         raise ConfigError(

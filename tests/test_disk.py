@@ -1,12 +1,13 @@
 """The limit for the disk: what a folder holds, who may still write into it, and what gives way first."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from runtime.checkpoints import CHECKPOINTS, bytes_that_stay, found
+from runtime.checkpoints import CHECKPOINTS, bytes_beside, bytes_that_stay, found
 from runtime.config import ModelSection, RunConfig
 from runtime.disk import Allotment, folder_bytes, replace_file
 from runtime.errors import ConfigError
@@ -17,9 +18,12 @@ from runtime.partial import PartialState
 from runtime.planning import check_fits, checkpoint_needed, memory_needed
 from runtime.saving import LOG_BYTES, Saver
 from runtime.state import State
+from runtime.training.checkpoint import save_checkpoint
 
 P = 200_000
 CHECKPOINT = 8 * P + 2000
+# Reserved for logs.
+LOGS = 10_000_000
 
 
 def state(outer_step: int) -> State:
@@ -42,6 +46,16 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
         assert (tmp_path / "invite").is_symlink()
         assert (tmp_path / "shared" / "invite").read_bytes() == content
     assert [one.name for one in (tmp_path / "shared").iterdir()] == ["invite"]
+
+
+def test_who_may_read_a_file_stays_and_no_other_file_is_touched(tmp_path: Path) -> None:
+    file, hidden = tmp_path / "peer.toml", tmp_path / ".peer.toml"
+    file.write_text("mine")
+    file.chmod(0o640)
+    hidden.write_text("another")
+    replace_file(file, b"new")
+    assert (file.read_text(), hidden.read_text()) == ("new", "another")
+    assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_what_is_taken_is_gone_until_a_look_finds_that_it_is_not(tmp_path: Path) -> None:
@@ -175,21 +189,47 @@ def test_the_past_and_a_download_stay_within_it_too(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path) == 0
 
 
-def test_a_run_fits_or_is_refused_with_both_numbers() -> None:
+def test_a_run_fits_or_is_refused_with_both_numbers(tmp_path: Path) -> None:
     config = RunConfig(model=ModelSection("large"))
-    memory, disk = memory_needed(config, "cpu"), 2 * checkpoint_needed(config, "cpu") + 10_000_000
-    check_fits(config, Limits(), device="cpu", kept_bytes=10**15)
-    check_fits(config, Limits(memory_bytes=memory, disk_bytes=disk), device="cpu", kept_bytes=0)
+    memory, disk = memory_needed(config, "cpu"), 2 * checkpoint_needed(config, "cpu") + LOGS
+    check_fits(config, Limits(memory_bytes=memory, disk_bytes=disk), "cpu", tmp_path)
     with pytest.raises(ConfigError, match=r"needs 8.18 GB of memory, .* but --memory is 8 GB"):
-        check_fits(config, Limits(memory_bytes=8 * 10**9), device="cpu", kept_bytes=0)
+        check_fits(config, Limits(memory_bytes=8 * 10**9), "cpu", tmp_path)
     # What a GPU holds is not the machine's.
-    check_fits(config, Limits(memory_bytes=8 * 10**9), device="cuda", kept_bytes=0)
+    check_fits(config, Limits(memory_bytes=8 * 10**9), "cuda", tmp_path)
     # Nor has a peer that trains nothing what training takes.
-    check_fits(config, Limits(memory_bytes=4 * 10**9, disk_bytes=2 * 10**9 + 10_000_000), device="", kept_bytes=0)
-    # The logs that a peer has written within its limit do not keep it from coming back.
-    check_fits(config, Limits(disk_bytes=disk), device="cpu", kept_bytes=10_000_000)
+    check_fits(config, Limits(memory_bytes=4 * 10**9, disk_bytes=2 * 10**9 + LOGS), "", tmp_path)
     with pytest.raises(ConfigError, match=r"of the disk, two checkpoints and the logs, but --disk is"):
-        check_fits(config, Limits(disk_bytes=disk), device="cpu", kept_bytes=10_000_001)
+        check_fits(config, Limits(disk_bytes=disk - 1), "cpu", tmp_path)
+
+
+def test_what_is_there_already_is_to_leave_room_for_the_next_checkpoint(tmp_path: Path) -> None:
+    config = RunConfig()
+    one = checkpoint_needed(config, "cpu")
+    limits = Limits(disk_bytes=2 * one + LOGS)
+    (tmp_path / CHECKPOINTS / "fork-1").mkdir(parents=True)
+    fork, log = tmp_path / CHECKPOINTS / "fork-1" / "file", tmp_path / "events.jsonl"
+    for file, most in ((fork, LOGS), (log, one + LOGS)):
+        sparse(file, most)
+        check_fits(config, limits, "cpu", tmp_path)
+        check_fits(config, Limits(), "cpu", tmp_path)
+        sparse(file, most + 1)
+        with pytest.raises(ConfigError, match="of the disk"):
+            check_fits(config, limits, "cpu", tmp_path)
+        file.unlink()
+    # Older ones give way, the newest does not.
+    for step in (1, 2):
+        save_checkpoint(tmp_path, state(step))
+    newest, older = (folder_bytes(checkpoint.path) for checkpoint in found(tmp_path)[0])
+    assert bytes_beside(tmp_path) == newest
+    sparse(log, limits.disk_bytes - one - newest)
+    check_fits(config, limits, "cpu", tmp_path)
+    assert older > 0
+
+
+def sparse(file: Path, n_bytes: int) -> None:
+    file.touch()
+    os.truncate(file, n_bytes)
 
 
 def test_what_stays_is_forks_and_torn_ones_and_no_logs_and_not_what_a_kill_left_half_written(tmp_path: Path) -> None:

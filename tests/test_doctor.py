@@ -323,7 +323,7 @@ def test_what_join_would_refuse_for_the_limits_of_its_user_fails(
     assert verdicts.get("limits") == expected
     if expected == "fail":
         with pytest.raises(ConfigError, match="this run needs"):
-            check_fits(RunConfig(), config.limits, device="cpu", kept_bytes=0)
+            check_fits(RunConfig(), config.limits, "cpu", config.folder)
 
 
 @pytest.mark.parametrize("flags", [("--folder", "peer"), ("--config", "peer/peer.toml")])

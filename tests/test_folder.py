@@ -54,3 +54,22 @@ def test_a_file_system_without_locks_is_not_taken_for_another_peer(
     assert in_use(tmp_path)
     give_back()
     assert not in_use(tmp_path)
+
+
+def test_a_file_beside_which_no_other_can_be_made_is_written_over(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.keep_port(4001)
+    (tmp_path / ".port.new").mkdir()
+    folder.keep_port(4002)
+    assert folder.port == 4002
+
+
+def test_a_folder_that_has_lost_its_manifest_is_who_joins_it_again_and_no_new_run(tmp_path: Path) -> None:
+    for name in ("checkpoints", "joining"):
+        (tmp_path / name).mkdir()
+    Folder(tmp_path).check_no_others(joins=True)
+    with pytest.raises(ConfigError, match="has files in it that are no peer's, such as checkpoints"):
+        Folder(tmp_path).check_no_others(joins=False)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="such as thesis"):
+        Folder(tmp_path).check_no_others(joins=True)

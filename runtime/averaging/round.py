@@ -288,12 +288,12 @@ class Round:
         if step is None or step.applying:
             return []
         self._histories.notice_behind(step, now)
-        if step.commit is not None:
-            step.fetch_at = now
-            return self._on_tick(step, now)
         step.readies.pop(peer, None)
         step.states.pop(peer, None)
         step.ready_since.pop(peer, None)
+        if step.commit is not None:
+            step.fetch_at = now
+            return self._on_tick(step, now)
         if step.descriptor is not None:
             step.sent = {(shard, to) for shard, to in step.sent if step.descriptor.peers[to] != peer}
         if step.own is not None and (led or step.lost_majority(self._alive)):

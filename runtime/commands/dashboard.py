@@ -67,5 +67,5 @@ def dashboard(
                 flush=True,
             )
 
-    asyncio.run(serve(watched, feed, listening, ready, replayed=past is not None))
+    asyncio.run(serve(watched, feed, listening, ready, replayed=past is not None, name=host))
     return 0

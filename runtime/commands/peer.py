@@ -50,7 +50,7 @@ def start(
     config = peer_config(said, opened_folder(file), default_key())
     if config.data is not None and run_config.data.source != "files":
         raise ConfigError(f"{file}: data.source is {run_config.data.source!r}, so --data has no use; set it to 'files'")
-    _prepare(config)
+    _prepare(config, joins=False)
     from runtime.app import start as start_peer
 
     return run(start_peer(run_config, config))
@@ -67,7 +67,7 @@ def join(
     """
     parsed = parse_invite(invite)
     config = peer_config(said, joined_folder(parsed.run_id), default_key())
-    _prepare(config)
+    _prepare(config, joins=True)
     for warning in warnings_of(checks_before_joining()):
         print(f"atoll: {warning}", file=sys.stderr)
     from runtime.app import join as join_peer
@@ -75,7 +75,7 @@ def join(
     return run(join_peer(parsed, config))
 
 
-def _prepare(config: PeerConfig) -> None:
+def _prepare(config: PeerConfig, joins: bool) -> None:
     """See to it that the key and the folder are there."""
     prepare_key(config.key, may_make_it=config.key == default_key())
     allow_files()
@@ -83,7 +83,7 @@ def _prepare(config: PeerConfig) -> None:
         # Now: threads and children have what the thread has that begins them.
         wait_with_io()
     try:
-        Folder(config.folder).check_no_others()
+        Folder(config.folder).check_no_others(joins)
         config.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise blame_for(error)(

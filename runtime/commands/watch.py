@@ -25,7 +25,8 @@ from runtime.monitor.terminal import show, view
 from runtime.progress import counted
 from runtime.shelf import find_run
 
-LIVE_TIMEOUT_S = 15.0
+# Of silence, and in all: a member with a slow link may take minutes to tell a long past.
+LIVE_TIMEOUT_S, MOST_S = 15.0, 300.0
 LIVE_POLL_S = 0.05
 EXIT_ENDED = 128 + signal.SIGTERM
 MOST_SPEED = 1e6
@@ -64,16 +65,18 @@ def watch_once(
 ) -> int:
     """Show a run as soon as a member has told all of its past.
 
-    Raises: NotNowError if none has within the time.
+    Raises: NotNowError if nothing more of it has come for ``timeout_s``.
     """
     watched = Watched(invite.run_id)
 
     async def until_live() -> None:
         task = asyncio.create_task(follow(invite, watched))
-        deadline = asyncio.get_running_loop().time() + timeout_s
         try:
-            while not (watched.picture.live or task.done()) and asyncio.get_running_loop().time() < deadline:
-                await asyncio.wait({task}, timeout=LIVE_POLL_S)
+            async with asyncio.timeout(MOST_S):
+                while not (watched.picture.live or task.done()) and watched.silent_s < timeout_s:
+                    await asyncio.wait({task}, timeout=LIVE_POLL_S)
+        except TimeoutError:
+            pass
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -136,7 +139,8 @@ def report(
         raise ConfigError(f"{file} exists already: say --force to overwrite it, or name another with --out") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}): name another with --out") from None
-    print(f"Wrote {file}: {counted(len(picture.steps), 'outer step')} and {counted(len(picture.members), 'member')}")
+    of_it = f"{counted(len(picture.steps), 'outer step')} and {counted(len(picture.members), 'member')}"
+    print(f"Wrote {file.absolute()}: {of_it}")
     return 0
 
 

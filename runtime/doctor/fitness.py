@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.checkpoints import bytes_that_stay
 from runtime.config import PeerConfig, RunConfig
 from runtime.doctor import packages, resources
 from runtime.doctor.check import Check, Verdict, failed, fails, passed
@@ -45,7 +44,7 @@ def check_lent(config: RunConfig, peer_config: PeerConfig, device: resources.Dev
     if not (limits.memory_bytes or limits.disk_bytes):
         return None
     try:
-        check_fits(config, limits, device=kind, kept_bytes=bytes_that_stay(peer_config.folder))
+        check_fits(config, limits, kind, peer_config.folder)
     except ConfigError as error:
         words, _, fix = str(error).partition(": ")
         return failed("limits", words, fix)

@@ -222,6 +222,26 @@ def test_a_contribution_that_was_ready_while_a_commit_lacked_results_is_there_wh
     assert machine.descriptor.peers == (own,)
 
 
+def test_who_said_goodbye_while_a_commit_was_pending_is_not_reckoned_with_when_it_is_given_up() -> None:
+    own, *others = PEERS[:3]
+    machine = seated(own, others, ready=False)
+    for peer in others:
+        says(machine, peer, ready_of(peer))
+    descriptor = plan_of(order(others)[0], others)
+    commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
+    says(machine, others[0], commit)
+    for peer in others:
+        machine.handle(Down(peer, "left", left=True), NOW)
+    for attempt in range(3):
+        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    assert machine.pending_commit is None
+    assert machine.next_deadline() is None
+    machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW + 30.0)
+    machine.handle(events.Tick(), NOW + 60.0)
+    assert machine.descriptor is not None
+    assert machine.descriptor.peers == (own,)
+
+
 def test_a_peer_whose_heartbeat_is_two_steps_old_is_still_waited_for() -> None:
     table = Table(PEERS[:2], heartbeats=False)
     for outer_step in (1, 2, 3):

@@ -44,6 +44,13 @@ async def nobody(invite: Invite, watched: Watched) -> None:
     await asyncio.Event().wait()
 
 
+async def slowly(invite: Invite, watched: Watched) -> None:
+    for event in run_of(2, 5):
+        await asyncio.sleep(0.1)
+        watched.see(event)
+    watched.see({"event": "live", "time": BEGAN + 21, "peer": peers(1)[0]})
+
+
 async def impossible(invite: Invite, watched: Watched) -> None:
     raise ConfigError("watching needs the package libp2p")
 
@@ -76,6 +83,11 @@ def test_once_waits_for_a_member_only_so_long_and_says_why() -> None:
         watch_once(nobody, INVITE, as_json=True, timeout_s=0.2)
     with pytest.raises(ConfigError, match="needs the package libp2p"):
         watch_once(impossible, INVITE, as_json=True)
+
+
+def test_once_waits_for_who_tells_slowly_as_long_as_something_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert watch_once(slowly, INVITE, as_json=False, timeout_s=0.4) == 0
+    assert "outer step 5 · 2 members" in capsys.readouterr().out
 
 
 def written(folder: Path, events: list[dict[str, Any]]) -> Path:
@@ -115,7 +127,7 @@ def test_a_report_lies_where_one_stands_and_is_overwritten_only_by_force(
     page = file.read_text(encoding="utf-8")
     assert "[red]&lt;coral&gt;" in page
     assert "4 of 20" in page
-    assert capsys.readouterr().out == f"Wrote {file}: 4 outer steps and 2 members\n"
+    assert capsys.readouterr().out == f"Wrote {file.absolute()}: 4 outer steps and 2 members\n"
     file.write_text("mine")
     with pytest.raises(ConfigError, match=r"demo.html exists already: say --force"):
         report(Path())

@@ -58,16 +58,18 @@ async def serve(
     listening: socket.socket,
     ready: Callable[[], None],
     replayed: bool = False,
+    name: str = "localhost",
 ) -> None:
     """Serve pages of what ``feed`` makes of a run until cancelled; when the feed ends, of what it has become.
 
+    Args: name is what this machine's user calls the address that is listened on.
     Raises: whatever ``feed`` raises.
     """
     board = Board(watched, replayed)
     app = FastAPI(openapi_url=None)
     if is_private(listening) and listening.family == socket.AF_INET:
         # A page of the web's that has its name lead here is not to read what only this machine's user may.
-        own = ["localhost", "127.0.0.1", listening.getsockname()[0]]
+        own = ["localhost", "127.0.0.1", listening.getsockname()[0], name]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=own)
     add_pages(app, board)
     ui.run_with(
