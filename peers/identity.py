@@ -1,6 +1,7 @@
 """Who a peer is: an Ed25519 key, whose libp2p peer id contains the public key, so that an id alone verifies."""
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -192,7 +193,9 @@ def _read_private_file(path: Path) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise IdentityError(f"{path} does not exist: make a key with `atoll keygen {path}`, or name another.") from None
+        raise IdentityError(
+            f"{path} does not exist: make a key with `atoll keygen {shlex.quote(str(path))}`, or name another."
+        ) from None
     except OSError as error:
         raise IdentityError(
             f"{path} cannot be read ({error.strerror}): make it readable for you with chmod 600."

@@ -5,6 +5,7 @@ It takes part in turns: between two of them, while there is a reason to pause, n
 
 import asyncio
 import math
+import os
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -149,7 +150,8 @@ async def _build(run_config: RunConfig, peer: Peer) -> Trainer:
         return await abandonable(partial(AuxiliaryTrainer, run_config))
 
     def n_threads() -> int:
-        return peer.user.limits.threads or own
+        # More than there are cores only get in each other's way.
+        return min(peer.user.limits.threads, os.cpu_count() or 1) or own
 
     with peer.view.waiting("reading the data and building the model"):
         return await abandonable(partial(ReplicaTrainer, run_config, peer.config, peer.identity.peer, n_threads))
@@ -244,7 +246,9 @@ async def _take_part(
     try:
         with peer.view.area():
             await peer.until_leaving(
-                averager.run(), _keep_showing(peer, averager, trainer, config), _keep_measuring(peer, averager, trainer)
+                averager.run(),
+                _keep_showing(peer, averager, trainer, config, saver),
+                _keep_measuring(peer, averager, trainer),
             )
         user.progress = None
         if over := averager.finished and not user.stop.is_set():
@@ -277,7 +281,7 @@ async def _validate(peer: Peer, trainer: Trainer) -> None:
         peer.log.report("validated", outer_step=trainer.outer_step, val_loss=shown)
 
 
-async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config: RunConfig) -> None:
+async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config: RunConfig, saver: Saver) -> None:
     """How far this peer is, on a terminal; elsewhere a line when it has been waiting for long."""
     loop = asyncio.get_running_loop()
     began = moved = loop.time()
@@ -303,6 +307,7 @@ async def _keep_showing(peer: Peer, averager: Averager, trainer: Trainer, config
             run_s=now - began,
             still_s=now - moved if doing == "training" else 0.0,
             limits=tuple(limits_words(limits_in_force(peer.user.config))),
+            unsaved=saver.problem,
         )
         if peer.view.moves:
             peer.view.draw(peer.user.progress)

@@ -46,7 +46,14 @@ class Folder:
             for name in names
             if not name.startswith(".") and name not in known and Path(name).suffix not in PEERS_SUFFIXES
         ]
-        if others and MANIFEST_FILE not in names:
+        if MANIFEST_FILE in names:
+            return
+        if lost := STATE_NAMES.intersection(others):
+            raise ConfigError(
+                f"{self.path} has {min(lost)} and not the manifest that says what its run is: atoll join, with the"
+                " run's invite and this --folder, brings it back from any member"
+            )
+        if others:
             raise ConfigError(
                 f"{self.path} has files in it that are no peer's, such as {others[0]}: name a new folder with --folder"
             )

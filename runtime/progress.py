@@ -86,6 +86,8 @@ class Progress:
     """Since its training moved last, if it is training now."""
     limits: tuple[str, ...] = ()
     """What its user lends, in words; empty where there is no limit."""
+    unsaved: str = ""
+    """Why the state could not be saved when that was tried last; empty if it could."""
 
     def figures(self) -> dict[str, object]:
         """For JSON: flat, rates and what was given by names of their own."""
@@ -104,7 +106,10 @@ def progress_from(figures: Mapping[str, Any]) -> Progress:
     names = ("outer_step", "outer_steps", "inner_step", "inner_steps", "tokens_per_s", "doing", "others", "quorum")
     rates = figures["up_bytes_per_s"], figures["down_bytes_per_s"]
     given = Given(figures["given_tokens"], figures["given_outer_steps"])
-    return Progress(**{name: figures[name] for name in names}, rates=rates, given=given, run_s=figures["run_s"])
+    known = {name: figures[name] for name in names}
+    if known["doing"] == "joining":
+        known["doing"] = ""
+    return Progress(**known, rates=rates, given=given, run_s=figures["run_s"], unsaved=figures["unsaved"])
 
 
 def lines(progress: Progress, columns: int, download: Sequence[str] = (), ascii_only: bool = False) -> list[str]:

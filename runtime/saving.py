@@ -57,7 +57,8 @@ class Saver:
         self._disk, self._checkpoint_bytes = disk, checkpoint_bytes
         self._again_at = 0.0
         self._saving: asyncio.Task[None] | None = None
-        self._failing = False
+        self.problem = ""
+        """Why the last checkpoint could not be written; empty if it could."""
         self._forks: set[asyncio.Task[None]] = set()
         self._memory: Sequence[Tensor | None] = (None, None, None)
         clear_unfinished(folder)
@@ -111,11 +112,11 @@ class Saver:
             await asyncio.to_thread(write)
         except OSError as error:
             # A full disk: the state before stands, and the run goes on. It may be full for long: told once.
-            if not self._failing:
+            if not self.problem:
                 self._report("checkpoint_failed", outer_step=outer_step, reason=reason_of(error))
-            self._failing = True
+            self.problem = reason_of(error)
         else:
-            self._failing = False
+            self.problem = ""
 
     # In a thread.
 

@@ -112,12 +112,12 @@ def prepare(folder: Path) -> None:
         ("demo --data missing.txt", "missing.txt"),
         ("watch atoll:", "the invite is malformed"),
         (f"watch {INVITE} --json", "--once --json"),
-        ("replay missing", "there is no event of a run in missing"),
+        ("replay missing", "There is no run 'missing' on this disk"),
         ("replay full", "there is no event of a run in full"),
         ("replay full --speed 0", "--speed is 0, but must be above 0"),
         ("replay full --speed nan", "--speed is nan, but must be above 0"),
         ("report file", "there is no event of a run in file"),
-        ("report missing", "there is no event of a run in missing"),
+        ("report missing", "There is no run 'missing' on this disk"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2_and_changes_nothing(

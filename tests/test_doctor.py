@@ -21,9 +21,9 @@ from peers.errors import Unreachable
 from peers.identity import Identity
 from peers.memory import MemoryNetwork, MemoryTransport
 from runtime.commands.doctor import _machine
-from runtime.config import ModelSection, PeerConfig, RunConfig
+from runtime.config import DataSection, ModelSection, PeerConfig, RunConfig
 from runtime.doctor.check import Check, Verdict, failed, passed, warned
-from runtime.doctor.fitness import checks_before_joining, needs_of, warnings_of
+from runtime.doctor.fitness import checks_before_joining, checks_for_run, needs_of, warnings_of
 from runtime.doctor.online import Visit
 from runtime.doctor.outside import check_clock, check_nat, check_rate, check_reach
 from runtime.doctor.packages import check_daemon, check_packages, check_python, check_torch
@@ -324,6 +324,18 @@ def test_what_join_would_refuse_for_the_limits_of_its_user_fails(
     if expected == "fail":
         with pytest.raises(ConfigError, match="this run needs"):
             check_fits(RunConfig(), config.limits, "cpu", config.folder)
+
+
+@pytest.mark.parametrize(("source", "expected"), [("stdlib", "warn"), ("files", None)])
+def test_text_that_a_run_does_not_train_on_is_told(tmp_path: Path, source: str, expected: str | None) -> None:
+    config = PeerConfig(tmp_path / "none yet", tmp_path / "key", device="cpu", data="texts/")
+    run = RunConfig(data=DataSection(source=source))
+    looking = Future[Device | Check]()
+    looking.set_result(Device("cpu"))
+    manifest = sign_manifest(Identity.generate(), run, bytes(32), "nonce")
+    for checks in (_machine(config, looking, manifest), checks_for_run(run, config)):
+        verdicts = {check.name: str(check.verdict) for check in checks}
+        assert verdicts.get("data") == expected
 
 
 @pytest.mark.parametrize("flags", [("--folder", "peer"), ("--config", "peer/peer.toml")])

@@ -68,7 +68,7 @@ def test_a_folder_that_has_lost_its_manifest_is_who_joins_it_again_and_no_new_ru
     for name in ("checkpoints", "joining"):
         (tmp_path / name).mkdir()
     Folder(tmp_path).check_no_others(joins=True)
-    with pytest.raises(ConfigError, match="has files in it that are no peer's, such as checkpoints"):
+    with pytest.raises(ConfigError, match="has checkpoints and not the manifest that says what its run is: atoll join"):
         Folder(tmp_path).check_no_others(joins=False)
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="such as thesis"):

@@ -228,4 +228,4 @@ def test_a_report_is_of_a_run_by_its_name_as_well(home: Path) -> None:
     assert "tides" in Path("page.html").read_text()
     unknown = atoll("report", "ebbs")
     assert isinstance(unknown.exception, ConfigError)
-    assert "there is no event of a run in ebbs" in str(unknown.exception)
+    assert "There is no run 'ebbs' on this disk" in str(unknown.exception)

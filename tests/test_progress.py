@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from runtime.commands.control import status_lines
 from runtime.progress import (
     Given,
     Progress,
@@ -317,3 +318,16 @@ def rendered(written: str) -> list[str]:
     while screen and not screen[-1].strip():
         screen.pop()
     return [line.rstrip() for line in screen]
+
+
+def test_what_a_peer_says_of_itself_is_read_back() -> None:
+    of_it = {"run": "reef", "run_id": "5" * 40, "folder": "here", "pid": 7, "paused": None, "limits": {}}
+    told = {**of_it, **AT_WORK.figures(), "doing": "training", "memory_bytes": 1, "disk_bytes": 1}
+    assert progress_from(told) == AT_WORK
+    assert any("training" in line for line in status_lines(told))
+    # Of a peer that has no state yet the socket says that it is joining.
+    joining = status_lines({**told, "doing": "joining"})
+    assert "joining the run" in joining
+    assert "waiting for a member that has the run's state" in joining
+    full = status_lines({**told, "unsaved": "No space left on device"})
+    assert "not saved, what was saved before stands: No space left on device" in full

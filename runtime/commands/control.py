@@ -166,5 +166,7 @@ def status_lines(told: Mapping[str, Any]) -> list[str]:
         progress = progress_from(told)
         parts = [step_words(progress)] + ([] if told["paused"] else [doing_words(progress)]) + [share_words(progress)]
         lines += [", ".join(words) for words in parts]
+        if progress.unsaved:
+            lines.append(f"not saved, what was saved before stands: {progress.unsaved}")
     lines.append(f"{size_words(told['memory_bytes'])} of memory, {size_words(told['disk_bytes'])} of the disk")
     return [*lines, f"limits: {', '.join(limits_words(told['limits'])) or 'none'}"]

@@ -13,7 +13,7 @@ import typer
 from runtime.commands.options import peer_config, with_peer_options
 from runtime.config import PeerConfig
 from runtime.doctor.check import Check, failed, fails
-from runtime.doctor.fitness import check_lent, machine_checks, needs_of
+from runtime.doctor.fitness import check_data, check_lent, machine_checks, needs_of
 from runtime.doctor.packages import thorough_checks
 from runtime.doctor.resources import Device, Needs, check_calendar, check_key, device_now
 from runtime.errors import ConfigError
@@ -86,8 +86,10 @@ def _machine(config: PeerConfig, looking: "Future[Device | Check]", manifest: Ma
     checks = machine_checks(config.folder, config.keep, device, needs)
     if not isinstance(found, Device):
         return [*checks[:-1], found]
-    lent = check_lent(manifest.config, config, device) if manifest is not None else None
-    return [*checks, lent] if lent else checks
+    if manifest is None:
+        return checks
+    of_run = (check_lent(manifest.config, config, device), check_data(manifest.config, config))
+    return [*checks, *(check for check in of_run if check is not None)]
 
 
 async def _visit(invite: Invite, config: PeerConfig, say: Callable[[Check], None]) -> Manifest | None:

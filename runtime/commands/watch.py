@@ -6,7 +6,6 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,10 +145,7 @@ def report(
 
 def _folder_of(logs: Path) -> Path:
     """A folder, or that of the run on this disk which is called so."""
-    if not logs.exists():
-        with suppress(ConfigError):
-            return find_run(str(logs)).folder
-    return logs
+    return logs if logs.exists() else find_run(str(logs)).folder
 
 
 def _console() -> Console:

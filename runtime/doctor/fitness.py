@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runtime.config import PeerConfig, RunConfig
 from runtime.doctor import packages, resources
-from runtime.doctor.check import Check, Verdict, failed, fails, passed
+from runtime.doctor.check import Check, Verdict, failed, fails, passed, warned
 from runtime.errors import ConfigError, NotNowError
 
 # What fails here may be well half a minute later: the clock not yet set after a start, a disk full or not yet mounted.
@@ -36,6 +36,14 @@ def machine_checks(folder: Path, keep: int, device: resources.Device, needs: res
     ]
 
 
+def check_data(config: RunConfig, peer_config: PeerConfig) -> Check | None:
+    """Whether text of the user's own is of any use to the run. None if they have named none, or it is."""
+    if peer_config.data is None or config.data.source == "files":
+        return None
+    words = f"this run trains on text of its own (data.source is {config.data.source!r}): --data has no use in it"
+    return warned("data", words, "leave it out, or open a run with data.source = 'files'")
+
+
 def check_lent(config: RunConfig, peer_config: PeerConfig, device: resources.Device) -> Check | None:
     """Whether what the user lends is enough, as ``atoll join`` asks itself. None if they lend all that there is."""
     from runtime.planning import check_fits
@@ -63,7 +71,9 @@ def checks_for_run(config: RunConfig, peer_config: PeerConfig) -> list[Check]:
     Raises: ConfigError for a device that is not here.
     """
     device = resources.Device("cpu") if peer_config.auxiliary else resources.device_now(peer_config.device)
-    return machine_checks(peer_config.folder, peer_config.keep, device, needs_of(config, peer_config.auxiliary))
+    needs = needs_of(config, peer_config.auxiliary)
+    data = check_data(config, peer_config)
+    return [*machine_checks(peer_config.folder, peer_config.keep, device, needs), *([data] if data else [])]
 
 
 def warnings_of(checks: Sequence[Check]) -> list[str]:

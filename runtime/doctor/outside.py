@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Collection, Sequence
 
-from peers.dialback import Reach, Seen
+from peers.dialback import LEAST_PORT, Reach, Seen
 from runtime.doctor.check import Check, failed, passed, warned
 from runtime.monitor.words import duration_words
 
@@ -21,6 +21,8 @@ def check_reach(reach: Reach | None, port: int, direct_port: int) -> Check:
     if reach.direct and reach.port:
         return passed("reach", f"members can dial this machine{at}, ports {reach.port} and {direct_port}")
     router = f"have your router pass TCP ports {port} and {direct_port} on to this machine, and say --port {port}"
+    if port < LEAST_PORT:
+        router = f"say --port with {LEAST_PORT} or above: members dial none below it"
     if reach.port:
         words = f"members can dial port {reach.port}{at}, but not {direct_port}: bulk to this machine goes the slow way"
         return warned("reach", words, router)
