@@ -8,7 +8,8 @@ from runtime.demo.report import byte_words, ranges
 from runtime.manifest import Manifest
 from runtime.monitor.charts import CSS, Axis, Fault, Row, Series, line_chart, timeline
 from runtime.monitor.page import STYLE
-from runtime.monitor.picture import Mark, MemberPicture, Picture, StepPicture
+from runtime.monitor.picture import Picture
+from runtime.monitor.pictured import Mark, MemberPicture, StepPicture
 from runtime.monitor.summary import token_share
 from runtime.monitor.words import (
     NOTHING,

@@ -10,7 +10,8 @@ from statistics import median
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from runtime.monitor.picture import MemberPicture, Picture
+from runtime.monitor.picture import Picture
+from runtime.monitor.pictured import MemberPicture
 from runtime.monitor.source import Watched
 from runtime.monitor.sparkline import sparkline
 from runtime.monitor.summary import codec_of, token_share

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from statistics import median
 
-from runtime.monitor.picture import MemberPicture, Picture, StepPicture
+from runtime.monitor.picture import Picture
+from runtime.monitor.pictured import MemberPicture, StepPicture
 from runtime.monitor.source import Watched
 from runtime.monitor.words import LATELY, in_order, losses, round_times, waited_for
 

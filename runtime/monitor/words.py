@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
-from runtime.monitor.picture import FAULTS, Mark, Picture, StepPicture
+from runtime.monitor.picture import FAULTS, Picture
+from runtime.monitor.pictured import Mark, StepPicture
 
 NOTHING = "-"
 # Rounds that "lately" means: a median of more would not show that a run has become slower.

@@ -11,6 +11,7 @@ from peers.membership import Changed, Down, Up
 from peers.messages import Role, Status
 from runtime.averaging import events
 from runtime.averaging.messages import Commit, Descriptor, Held, Past, Ready
+from runtime.averaging.round import Round
 
 
 def test_the_second_descriptor_of_one_attempt_is_ignored() -> None:
@@ -186,16 +187,21 @@ def test_a_newcomer_that_never_had_a_commit_does_not_speak_for_those_that_keep_i
     assert kinds(says(machine, "peer-b", Past(0, b""))) == {events.Resync}
 
 
+def alone_without_results(machine: Round, commit: Commit, downs: list[Down]) -> None:
+    """All others go, and the first shard of a commit that is pending is not to be had until it is given up."""
+    for down in downs:
+        machine.handle(down, NOW)
+    for attempt in range(3):
+        machine.handle(events.FetchFailed(commit.descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+
+
 def test_a_commit_that_was_given_up_counts_again_when_who_has_applied_it_is_back() -> None:
     own, *others = PEERS[:3]
     machine = seated(own, others, quorum=2)
     descriptor = plan_of(order(PEERS[:3])[0], PEERS[:3])
     commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
     says(machine, others[0], commit)
-    for peer in others:
-        machine.handle(Down(peer, "end of stream", left=False), NOW)
-    for attempt in range(3):
-        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    alone_without_results(machine, commit, [Down(peer, "end of stream", left=False) for peer in others])
     assert machine.pending_commit is None
     # From who has not applied it, it is nothing to wait for.
     machine.handle(Up(others[1], Status(Role.MEMBER, 0, ROOT, 0)), NOW + 30.0)
@@ -213,10 +219,7 @@ def test_a_contribution_that_was_ready_while_a_commit_lacked_results_is_there_wh
     commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
     says(machine, others[0], commit)
     machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW)
-    for peer in others:
-        machine.handle(Down(peer, "end of stream", left=False), NOW)
-    for attempt in range(3):
-        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    alone_without_results(machine, commit, [Down(peer, "end of stream", left=False) for peer in others])
     machine.handle(events.Tick(), NOW + 60.0)
     assert machine.descriptor is not None
     assert machine.descriptor.peers == (own,)
@@ -230,10 +233,7 @@ def test_who_said_goodbye_while_a_commit_was_pending_is_not_reckoned_with_when_i
     descriptor = plan_of(order(others)[0], others)
     commit = Commit(descriptor, tuple(sha(shard) for shard in range(descriptor.n_shards)))
     says(machine, others[0], commit)
-    for peer in others:
-        machine.handle(Down(peer, "left", left=True), NOW)
-    for attempt in range(3):
-        machine.handle(events.FetchFailed(descriptor.plan_id, 0, commit.digests[0]), NOW + 20.0 + attempt)
+    alone_without_results(machine, commit, [Down(peer, "left", left=True) for peer in others])
     assert machine.pending_commit is None
     assert machine.next_deadline() is None
     machine.handle(events.ContributionReady(0, weight_of(own), 2.0), NOW + 30.0)

@@ -11,7 +11,8 @@ from runtime.manifest import sign_manifest
 from runtime.monitor.dashboard.board import Board
 from runtime.monitor.dashboard.snapshot import MOST_BEFORE, MOST_LAST, thinned
 from runtime.monitor.dashboard.tracks import MOST_TRACK, Tracks
-from runtime.monitor.picture import MOST_STEPS, Picture, StepPicture
+from runtime.monitor.picture import MOST_STEPS, Picture
+from runtime.monitor.pictured import StepPicture
 from runtime.monitor.said import MOST_MEMBERS
 from runtime.monitor.source import Watched
 

@@ -252,7 +252,7 @@ def test_a_peer_in_client_mode_opens_streams_and_has_no_address(tmp_path: Path) 
     asyncio.run(main())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is nothing that keeps one of two from it")
+@pytest.mark.skipif(sys.platform != "linux", reason="the abstract name by which one of two holds a port is Linux's own")
 def test_of_two_that_begin_in_one_moment_one_has_the_port(key: Path) -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

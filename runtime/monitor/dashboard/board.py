@@ -7,7 +7,7 @@ from itertools import islice
 
 from runtime.monitor.dashboard.snapshot import Values, head, mark_row, member_row, step_row, thinned
 from runtime.monitor.dashboard.tracks import COLUMNS, Tracks
-from runtime.monitor.picture import Mark
+from runtime.monitor.pictured import Mark
 from runtime.monitor.source import Watched
 
 EVERY_S = 0.5

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from statistics import median
 
 from runtime.monitor.dashboard.tracks import Tracks
-from runtime.monitor.picture import Mark, MemberPicture, Picture, StepPicture
+from runtime.monitor.picture import Picture
+from runtime.monitor.pictured import Mark, MemberPicture, StepPicture
 from runtime.monitor.source import Watched
 from runtime.monitor.words import LATELY, is_fault, usual_step_s, waited_for
 

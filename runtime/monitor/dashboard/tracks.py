@@ -6,7 +6,8 @@ Bounded as the picture is, and some 6 kB a member more.
 from array import array
 from collections import deque
 
-from runtime.monitor.picture import MOST_MARKS, Mark, MemberPicture, Picture, Round, StepPicture
+from runtime.monitor.picture import MOST_MARKS, Picture
+from runtime.monitor.pictured import Mark, MemberPicture, Round, StepPicture
 
 # Of each peer so many outer steps; a member tells the last 256 with everyone's figures.
 MOST_TRACK = 256
