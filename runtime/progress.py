@@ -109,7 +109,9 @@ def progress_from(figures: Mapping[str, Any]) -> Progress:
     known = {name: figures[name] for name in names}
     if known["doing"] == "joining":
         known["doing"] = ""
-    return Progress(**known, rates=rates, given=given, run_s=figures["run_s"], unsaved=figures["unsaved"])
+    # A peer that was started before an upgrade does not say it.
+    unsaved = figures.get("unsaved", "")
+    return Progress(**known, rates=rates, given=given, run_s=figures["run_s"], unsaved=unsaved)
 
 
 def lines(progress: Progress, columns: int, download: Sequence[str] = (), ascii_only: bool = False) -> list[str]:

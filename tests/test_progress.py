@@ -324,6 +324,7 @@ def test_what_a_peer_says_of_itself_is_read_back() -> None:
     of_it = {"run": "reef", "run_id": "5" * 40, "folder": "here", "pid": 7, "paused": None, "limits": {}}
     told = {**of_it, **AT_WORK.figures(), "doing": "training", "memory_bytes": 1, "disk_bytes": 1}
     assert progress_from(told) == AT_WORK
+    assert progress_from({name: value for name, value in told.items() if name != "unsaved"}) == AT_WORK
     assert any("training" in line for line in status_lines(told))
     # Of a peer that has no state yet the socket says that it is joining.
     joining = status_lines({**told, "doing": "joining"})
